@@ -1,0 +1,36 @@
+# make demo    score the example photos, with nothing else installed
+# make test    run all tests
+# make lint    ruff, and the Docker files
+# make types   mypy
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types
+
+demo: $(VENV)/worker
+	env -u QSIT_BROKER_URL QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit score examples/photos --model demo
+	QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit results
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+
+types: $(VENV)/test
+	$(BIN)/mypy
+
+$(VENV)/worker: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsit needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[worker]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/worker
+	$(PIP) --editable '.[worker,postgres,test]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The ledger: what is done and what is left, in SQL."""

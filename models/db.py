@@ -1,0 +1,164 @@
+"""From a URL to an engine and its transactions."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from sqlalchemy import Connection, Engine, Float, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+
+SCHEMA = "0001"
+"""The migration this program is written for; a test pins it to the newest one."""
+
+
+class now_s(FunctionElement[float]):  # noqa: N801 -- reads like the SQL functions it stands beside
+    """Seconds since 1970 by the database's clock, which every worker shares."""
+
+    type = Float(53)
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _now_sqlite(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+def default_url() -> str:
+    """`QSIT_DATABASE_URL`, or SQLite in the user's data folder."""
+    path = platformdirs.user_data_path("qsit") / "qsit.db"
+    return os.environ.get("QSIT_DATABASE_URL") or f"sqlite:///{path}"
+
+
+def parse_url(url: str) -> URL:
+    """
+    The URL with its driver named: psycopg 3 for PostgreSQL.
+
+    Raises:
+        DatabaseError: when it is no URL of SQLite or PostgreSQL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        message = (
+            "QSIT_DATABASE_URL is not a database URL; write sqlite:////path/qsit.db or postgresql://user@host/name"
+        )
+        raise DatabaseError(message) from error
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database not in (None, "", ":memory:"):
+        return parsed
+    raise DatabaseError(
+        f"QSIT_DATABASE_URL: {parsed.render_as_string()} is neither a SQLite file (sqlite:////path/qsit.db) "
+        "nor PostgreSQL (postgresql://user@host/name)"
+    )
+
+
+def connect(url: str, *, create: bool = False) -> Engine:
+    """
+    An engine for the ledger. Connects lazily, but a SQLite file that is not there is refused unless `create`.
+
+    Raises:
+        DatabaseError: when the URL cannot be used, or there is no such file.
+    """
+    parsed = parse_url(url)
+    if parsed.drivername.startswith("postgresql"):
+        try:
+            return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        except (NoSuchModuleError, ModuleNotFoundError) as error:
+            raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
+    path = Path(parsed.database or "")
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"cannot create {path.parent} for the database: {error.strerror}") from error
+    elif not path.exists():
+        raise DatabaseError(f"there is no database at {path} yet; `qsit score` makes it, or: qsit db upgrade")
+    engine = create_engine(parsed, connect_args={"timeout": 60})
+    event.listen(engine, "connect", _sqlite_connected)
+    event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin in _sqlite_begin
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA cache_size = -65536")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # a transaction that will write takes the lock first: one that reads before it writes could not wait for it
+    writes = connection.get_execution_options().get("qsit_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads. Raises DatabaseError, in one line, for what the database refuses."""
+    with _translated(engine), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes; committed at the end of the block. Raises DatabaseError as `reading` does."""
+    with (
+        _translated(engine),
+        engine.connect().execution_options(qsit_writes=True) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            raise
+        reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
+        where = engine.url.render_as_string()
+        raise DatabaseUnavailable(f"the database {where} cannot be used: {reason}") from error
+
+
+def check_schema(engine: Engine) -> None:
+    """
+    Passes when the database has this program's schema.
+
+    Raises:
+        SchemaMismatch: when it has none, or another one; names the command to run.
+    """
+    found = _schema_of(engine)
+    where = engine.url.render_as_string()
+    if found is None:
+        raise SchemaMismatch(f"the database {where} has no qsit schema yet; run: qsit db upgrade")
+    if found > SCHEMA:
+        raise SchemaMismatch(f"the database {where} has schema {found}, newer than this qsit ({SCHEMA}); upgrade qsit")
+    if found < SCHEMA:
+        raise SchemaMismatch(f"the database {where} has schema {found}, this qsit needs {SCHEMA}; run: qsit db upgrade")
+
+
+def _schema_of(engine: Engine) -> str | None:
+    with reading(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return None if found is None else str(found)

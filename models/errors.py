@@ -1,0 +1,69 @@
+"""Every error of qsit that has a meaning to a caller.
+
+QsitError                   one line to the user, exit status 1
+|-- UsageError              the command contradicts itself or the ledger, exit status 2
+|-- SourceError             a source that cannot be listed
+|-- DatabaseError
+|   |-- DatabaseUnavailable the server or file does not answer; may pass
+|   `-- SchemaMismatch      the schema is older or newer than this program
+|-- BrokerUnavailable       Redis does not answer; may pass
+|-- CheckpointError         a model that cannot be found, read or trusted
+|-- JobNotFound
+|-- LeaseLost               the chunk is no longer ours: write nothing
+|-- WorkerFault             the worker, not the photo, is at fault: the chunk goes back
+`-- ImageError              one photo cannot be scored, with its reason
+"""
+
+from models.states import Reason
+
+
+class QsitError(Exception):
+    """Base of all errors that end in one line; the message says what to do."""
+
+
+class UsageError(QsitError):
+    """Raised when what the user asks for contradicts itself or an earlier job."""
+
+
+class SourceError(QsitError):
+    """Raised when a source does not exist or cannot be listed."""
+
+
+class DatabaseError(QsitError):
+    """Raised when the database cannot be used."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """Raised when the database does not answer; trying again later may help."""
+
+
+class SchemaMismatch(DatabaseError):
+    """Raised when the database has no qsit schema, an older one, or a newer one."""
+
+
+class BrokerUnavailable(QsitError):
+    """Raised when Redis does not answer."""
+
+
+class CheckpointError(QsitError):
+    """Raised when a model cannot be found, read or trusted."""
+
+
+class JobNotFound(QsitError):
+    """Raised when no job has the name or number asked for."""
+
+
+class LeaseLost(QsitError):
+    """Raised when a chunk's lease is no longer held by the token that writes."""
+
+
+class WorkerFault(QsitError):
+    """Raised when a worker cannot read what others may: its chunk goes back, no photo fails."""
+
+
+class ImageError(QsitError):
+    """Raised when one photo cannot be scored."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

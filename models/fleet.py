@@ -1,0 +1,88 @@
+"""The workers: who they are, what they hold, and whether they still live."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import psutil
+from sqlalchemy import Connection, Engine, delete, select, update
+
+from models.db import now_s, reading, writing
+from models.states import WorkerState
+from models.tables import Worker
+
+FORGOTTEN_S = 24 * 3600
+"""A worker not seen for so long is removed from the ledger."""
+
+
+def identity() -> str:
+    """host:pid:start of this process, with which it signs what it holds."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether `owner` is a process of this host that has ended. Of other hosts nothing is known."""
+    host, pid, start = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() - float(start)) < 2.0  # the time of boot it is counted from may waver
+        return not same or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker as `status` shows it; quiet_s is how long ago it was last seen."""
+
+    owner: str
+    broker: str
+    model: str
+    revision: str
+    device: str
+    dtype: str
+    state: WorkerState
+    load_s: float | None
+    notice: str | None
+    quiet_s: float
+
+
+def announce(engine: Engine, worker: Worker) -> None:
+    """Write a worker down, and forget those long gone."""
+    with writing(engine) as connection:
+        connection.execute(delete(Worker).where(Worker.seen_at < now_s() - FORGOTTEN_S))
+        connection.execute(delete(Worker).where(Worker.owner == worker.owner))
+        columns = ("owner", "broker", "model", "revision", "device", "dtype", "state", "load_s", "notice")
+        row = {column: getattr(worker, column) for column in columns}
+        connection.execute(Worker.__table__.insert().values(**row, seen_at=now_s()))  # type: ignore[attr-defined]
+
+
+def beat(connection: Connection, owner: str) -> None:
+    """Say that a worker lives."""
+    connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=now_s()))
+
+
+def say(engine: Engine, owner: str, *, state: WorkerState | None = None, notice: str | None = None) -> None:
+    """Change what a worker has to say: its state if given, and its notice."""
+    values: dict[str, object] = {"seen_at": now_s(), "notice": notice}
+    if state is not None:
+        values["state"] = state
+    with writing(engine) as connection:
+        connection.execute(update(Worker).where(Worker.owner == owner).values(values))
+
+
+def workers(engine: Engine, *, broker: str | None = None, seen_within_s: float = FORGOTTEN_S) -> list[WorkerInfo]:
+    """The workers seen lately, of one broker if given, in a stable order."""
+    now = now_s()
+    query = select(
+        Worker.owner, Worker.broker, Worker.model, Worker.revision, Worker.device, Worker.dtype, Worker.state,
+        Worker.load_s, Worker.notice, (now - Worker.seen_at).label("quiet_s"),
+    ).where(Worker.seen_at > now - seen_within_s).order_by(Worker.owner)  # fmt: skip
+    if broker is not None:
+        query = query.where(Worker.broker == broker)
+    with reading(engine) as connection:
+        return [
+            WorkerInfo(**{**row, "state": WorkerState(row["state"])}) for row in connection.execute(query).mappings()
+        ]

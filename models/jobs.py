@@ -1,0 +1,308 @@
+"""How a job comes into the ledger: opened once, listed in batches, and finished when nothing of it is left."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
+
+from models.db import now_s, reading, writing
+from models.errors import JobNotFound, LeaseLost, UsageError
+from models.fleet import identity, is_dead
+from models.states import PASSING_REASONS, ChunkState, ItemState, JobState, Risk
+from models.tables import Chunk, Image, Item, Job, Score, Scorer
+
+CHUNK_SIZE = 512
+SMALLEST_CHUNK = 16
+LISTER_S = 60.0
+"""A lister that has written nothing for so long is taken for dead."""
+
+
+class Listed(Protocol):
+    """An image as a source lists it."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job is to be."""
+
+    key: str  # digest of what the user asked for: sources and options
+    name: str | None
+    model: str
+    revision: str
+    procedure: str
+    rescore: bool = False
+    priority: int = 0
+    max_failed: str = "0"
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class OpenedJob:
+    id: int
+    model: str
+    revision: str
+    procedure: str
+    is_new: bool
+    is_listed: bool
+    state: JobState
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of a batch of listed images: counts; queued counts those that were new to the job."""
+
+    queued: int
+    skipped: int
+    skipped_failed: int
+
+
+def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
+    """
+    The job of that name; else the unfinished job of the same key and scorer; else a new one.
+
+    Raises:
+        UsageError: when the name belongs to a job of other sources or options.
+    """
+    with writing(engine) as connection:
+        _one_at_a_time(connection)
+        scorer = _scorer_id(connection, spec)
+        query = select(Job.id, Job.key)
+        if spec.name is not None:
+            query = query.where(Job.name == spec.name)
+        else:
+            open_states = (JobState.ACTIVE, JobState.PAUSED)
+            query = query.where(Job.key == spec.key, Job.scorer_id == scorer, Job.state.in_(open_states))
+            query = query.where(Job.name.is_(None))
+        found = connection.execute(query.order_by(Job.id.desc()).limit(1)).one_or_none()
+        if found is not None and found.key != spec.key:
+            raise UsageError(f"the job {spec.name} exists with other sources or options; choose another --name")
+        if found is not None:
+            job_id = found.id
+            connection.execute(update(Job).where(Job.id == job_id).values(private=spec.private, priority=spec.priority))
+        else:
+            job_id = _insert_job(connection, spec, scorer)
+        return _opened(connection, job_id, is_new=found is None)
+
+
+def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
+    row = {
+        "name": spec.name, "key": spec.key, "scorer_id": scorer, "state": JobState.ACTIVE, "private": spec.private,
+        "rescore": spec.rescore, "priority": spec.priority, "max_failed": spec.max_failed,
+        "listed": 0, "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
+    }  # fmt: skip
+    return connection.execute(insert(Job).values(row).returning(Job.id)).scalar_one()
+
+
+def _opened(connection: Connection, job_id: int, *, is_new: bool) -> OpenedJob:
+    row = connection.execute(
+        select(Job.state, Job.listed_at, Scorer.model, Scorer.revision, Scorer.procedure)
+        .join(Scorer, Scorer.id == Job.scorer_id)
+        .where(Job.id == job_id)
+    ).one()
+    return OpenedJob(
+        job_id, row.model, row.revision, row.procedure, is_new, row.listed_at is not None, JobState(row.state)
+    )
+
+
+def _scorer_id(connection: Connection, spec: JobSpec) -> int:
+    same = and_(Scorer.model == spec.model, Scorer.revision == spec.revision, Scorer.procedure == spec.procedure)
+    found = connection.execute(select(Scorer.id).where(same)).scalar_one_or_none()
+    if found is not None:
+        return found
+    row = {"model": spec.model, "revision": spec.revision, "procedure": spec.procedure}
+    return connection.execute(insert(Scorer).values(row).returning(Scorer.id)).scalar_one()
+
+
+def find_job(engine: Engine, name_or_id: str | None) -> int:
+    """
+    The id of the job of that name or number, or of the latest job.
+
+    Raises:
+        JobNotFound: when there is none.
+    """
+    with reading(engine) as connection:
+        if name_or_id is None:
+            latest = connection.execute(select(func.max(Job.id))).scalar()
+            if latest is None:
+                raise JobNotFound("there is no job yet; `qsit score FOLDER` makes one")
+            return int(latest)
+        wanted = Job.name == name_or_id
+        if name_or_id.isdecimal() and len(name_or_id) < 19:
+            wanted = or_(wanted, Job.id == int(name_or_id))
+        found = connection.execute(select(Job.id).where(wanted).order_by(Job.id)).scalars().first()
+    if found is None:
+        raise JobNotFound(f"there is no job {name_or_id}; `qsit status` shows the latest")
+    return found
+
+
+def begin_listing(engine: Engine, job_id: int) -> bool:
+    """Become the lister of a job, and count from zero. False when it is listed already or another lists it."""
+    me = identity()
+    with writing(engine) as connection:
+        lister = connection.execute(select(Job.lister).where(Job.id == job_id)).scalar_one()
+        free = or_(Job.lister.is_(None), Job.lister_until < now_s())
+        if lister is not None and is_dead(lister):
+            free = or_(free, Job.lister == lister)
+        taken = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.listed_at.is_(None), Job.state.in_((JobState.ACTIVE, JobState.PAUSED)), free)
+            .values(lister=me, lister_until=now_s() + LISTER_S, listed=0, skipped=0, skipped_failed=0)
+        )
+        return taken.rowcount == 1
+
+
+def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
+    """
+    Write a batch of listed images (a few thousand at most) into the job: each becomes the current version of its
+    URI, and an item in a chunk unless it is in the job already, has its score, or failed before by its own fault.
+
+    Raises:
+        LeaseLost: when another process lists this job now.
+    """
+    versions = {image.uri: image.version for image in images}
+    with writing(engine) as connection:
+        _one_at_a_time(connection)
+        job = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
+            .values(lister_until=now_s() + LISTER_S)
+            .returning(Job.scorer_id, Job.rescore)
+        ).one_or_none()
+        if job is None:
+            raise LeaseLost(f"another process lists job {job_id} now")
+        ids = _register(connection, versions)
+        in_job = set(
+            connection.execute(select(Item.image_id).where(Item.job_id == job_id, Item.image_id.in_(ids))).scalars()
+        )
+        scored: set[int] = set()
+        failed: set[int] = set()
+        if not job.rescore:
+            fresh = [image_id for image_id in ids if image_id not in in_job]
+            scored = _scored(connection, job.scorer_id, fresh)
+            failed = _failed_before(connection, job.scorer_id, fresh) - scored
+        waiting = [image_id for image_id in ids if image_id not in in_job | scored | failed]
+        _insert_items(connection, job_id, waiting)
+        connection.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(
+                listed=Job.listed + len(ids),
+                skipped=Job.skipped + len(scored),
+                skipped_failed=Job.skipped_failed + len(failed),
+            )
+        )
+    return Added(len(waiting), len(scored), len(failed))
+
+
+def end_listing(engine: Engine, job_id: int) -> None:
+    """The listing is complete; with nothing left to do the job is finished."""
+    with writing(engine) as connection:
+        connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
+            .values(listed_at=datetime.now(UTC), lister=None, lister_until=None)
+        )
+    finish_if_done(engine, job_id)
+
+
+def give_up_listing(engine: Engine, job_id: int) -> None:
+    """Let the next process take the listing up."""
+    with writing(engine) as connection:
+        connection.execute(
+            update(Job).where(Job.id == job_id, Job.lister == identity()).values(lister=None, lister_until=None)
+        )
+
+
+def finish_if_done(engine: Engine, job_id: int) -> bool:
+    """Finish the job if its listing is complete and nothing of it is left, in a transaction of its own."""
+    unfinished = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
+    with writing(engine) as connection:
+        done = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~unfinished)
+            .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
+        )
+        return done.rowcount == 1
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Two processes that write down jobs and images take turns; SQLite's write lock does that by itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('qsit.jobs'))"))
+
+
+def _register(connection: Connection, versions: dict[str, str]) -> list[int]:
+    """Make each version the current one of its URI. The images' ids, in the order of `versions`."""
+    rows = connection.execute(
+        select(Image.id, Image.uri, Image.version, Image.current).where(Image.uri.in_(versions))
+    ).all()
+    ids = {row.uri: row.id for row in rows if versions[row.uri] == row.version}
+    stale = [row.id for row in rows if row.current and versions[row.uri] != row.version]
+    back = [row.id for row in rows if not row.current and versions[row.uri] == row.version]
+    if stale:
+        connection.execute(update(Image).where(Image.id.in_(stale)).values(current=False))
+    if back:
+        connection.execute(update(Image).where(Image.id.in_(back)).values(current=True))
+    new = [{"uri": uri, "version": version, "current": True} for uri, version in versions.items() if uri not in ids]
+    if new:
+        inserted = connection.execute(insert(Image).returning(Image.uri, Image.id), new)
+        ids.update((uri, image_id) for uri, image_id in inserted)
+    return [ids[uri] for uri in versions]
+
+
+def _scored(connection: Connection, scorer_id: int, ids: Sequence[int]) -> set[int]:
+    query = select(Score.image_id).where(Score.scorer_id == scorer_id, Score.image_id.in_(ids))
+    return set(connection.execute(query).scalars())
+
+
+def _failed_before(connection: Connection, scorer_id: int, ids: Sequence[int]) -> set[int]:
+    query = (
+        select(Item.image_id)
+        .join(Job, Job.id == Item.job_id)
+        .where(
+            Item.image_id.in_(ids),
+            Item.state == ItemState.FAILED,
+            Item.reason.not_in(PASSING_REASONS),
+            Job.scorer_id == scorer_id,
+        )
+    )
+    return set(connection.execute(query).scalars())
+
+
+def _insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> None:
+    so_far = connection.execute(select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)).scalar()
+    done, total = 0, int(so_far or 0)
+    while done < len(ids):
+        # chunks grow with the job, so that several workers share a small one
+        part = ids[done : done + min(CHUNK_SIZE, max(SMALLEST_CHUNK, (total + done) // 8))]
+        done += len(part)
+        row = {"job_id": job_id, "state": ChunkState.QUEUED, "size": len(part), "scored": 0, "failed": 0}
+        chunk_id = connection.execute(insert(Chunk).values(row).returning(Chunk.id)).scalar_one()
+        item = {"job_id": job_id, "chunk_id": chunk_id, "state": ItemState.QUEUED, "risk": Risk.NONE, "losses": 0}
+        connection.execute(insert(Item), [{**item, "image_id": image_id} for image_id in part])
+
+
+def finish_done_jobs(engine: Engine) -> None:
+    """Finish every job that is done; the timer's share, should the last record's have been lost."""
+    with reading(engine) as connection:
+        listed = select(Job.id).where(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None))
+        jobs = connection.execute(listed).scalars().all()
+    for job_id in jobs:
+        finish_if_done(engine, job_id)
+
+
+def drop_empty(engine: Engine, job_id: int) -> None:
+    """Remove a job into which nothing was listed, so that no name or number stands for nothing."""
+    with writing(engine) as connection:
+        empty = and_(
+            Job.id == job_id, Job.lister == identity(), ~exists().where(Chunk.job_id == Job.id), Job.listed == 0
+        )
+        connection.execute(delete(Job).where(empty))

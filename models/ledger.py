@@ -1,0 +1,409 @@
+"""The life of a chunk: sent, claimed, recorded, handed back or lost.
+
+Every change is guarded by the state it starts from. A claim is a token and a deadline by the database's clock; who
+has lost the token writes nothing.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.db import now_s, reading, writing
+from models.errors import LeaseLost
+from models.fleet import is_dead
+from models.jobs import finish_if_done
+from models.states import ChunkState, ItemState, JobState, Reason, Risk
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+
+LOSSES_TO_CRASHED = 3
+
+
+@dataclass(frozen=True)
+class Lane:
+    """
+    Which chunks a worker takes: those for its model, sent through its broker.
+
+    broker: "" for the broker that the fleet shares, or the identity of the `qsit score` that owns a private one;
+    job_id: the only job of a private broker.
+    """
+
+    model: str
+    revision: str
+    broker: str = ""
+    job_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """What Redis carries of a chunk; the URIs are for the eyes of whoever watches the queue."""
+
+    chunk_id: int
+    uris: list[str]
+
+
+@dataclass(frozen=True)
+class ClaimedItem:
+    image_id: int
+    uri: str
+    version: str
+    suspect: bool  # it was in flight when a worker died, and must run alone
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A leased chunk: its open items, and the token without which nothing of it can be written."""
+
+    chunk_id: int
+    job_id: int
+    scorer_id: int
+    procedure: str
+    token: str
+    items: list[ClaimedItem]
+
+
+@dataclass(frozen=True)
+class Scored:
+    image_id: int
+    score: float
+    logits: tuple[float, ...]  # Excellent, Good, Fair, Poor, Bad
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    image_id: int
+    reason: Reason
+    message: str
+
+
+def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Message]:
+    """
+    Mark the chunks that come next as sent, so that `ahead` of them wait in Redis for each live worker of the lane
+    (for one worker where none is seen yet), and return what to publish. By priority, then the job served longest ago.
+    """
+    with writing(engine) as connection:
+        _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.until < now_s()))
+        lost = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+        for lost_id in connection.execute(lost).scalars().all():
+            _lose(connection, lost_id)
+        live = (
+            select(func.count())
+            .select_from(Worker)
+            .where(_same_lane(lane), Worker.seen_at > now_s() - lease_s, Worker.state == "ready")
+        )
+        waiting = (
+            select(func.count())
+            .select_from(Chunk)
+            .join(Job, Job.id == Chunk.job_id)
+            .join(Scorer, Scorer.id == Job.scorer_id)
+            .where(Chunk.state == ChunkState.SENT, Chunk.owner == lane.broker)
+            .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
+        )
+        wanted = ahead * max(1, connection.execute(live).scalar_one()) - connection.execute(waiting).scalar_one()
+        messages = []
+        for _ in range(wanted):
+            if (chunk_id := _send_next(connection, lane, lease_s)) is None:
+                break
+            uris = (
+                select(Image.uri)
+                .join(Item, Item.image_id == Image.id)
+                .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+                .order_by(Image.id)
+            )
+            messages.append(Message(chunk_id, list(connection.execute(uris).scalars())))
+        return messages
+
+
+def _same_lane(lane: Lane) -> ColumnElement[bool]:
+    return and_(Worker.broker == lane.broker, Worker.model == lane.model, Worker.revision == lane.revision)
+
+
+def _send_next(connection: Connection, lane: Lane, lease_s: float) -> int | None:
+    ready = and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s()))
+    jobs = (
+        select(Job.id)
+        .join(Scorer, Scorer.id == Job.scorer_id)
+        .where(Scorer.model == lane.model, Scorer.revision == lane.revision, Job.state == JobState.ACTIVE)
+        .where(exists().where(Chunk.job_id == Job.id, ready))
+        .order_by(Job.priority.desc(), Job.served_at, Job.id)
+    )
+    jobs = jobs.where(Job.private.is_(False)) if lane.job_id is None else jobs.where(Job.id == lane.job_id)
+    job_id = connection.execute(jobs.limit(1)).scalar()
+    if job_id is None:
+        return None
+    next_chunk = (
+        select(Chunk.id)
+        .where(Chunk.job_id == job_id, ready)
+        .order_by(Chunk.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    chunk_id = connection.execute(next_chunk).scalar()
+    if chunk_id is None:
+        return None
+    connection.execute(
+        update(Chunk)
+        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.QUEUED)
+        .values(state=ChunkState.SENT, owner=lane.broker, until=now_s() + lease_s)
+    )
+    connection.execute(update(Job).where(Job.id == job_id).values(served_at=now_s()))
+    return chunk_id
+
+
+def unsend(engine: Engine, chunk_ids: Sequence[int]) -> None:
+    """Queue chunks again whose messages could not be published."""
+    with writing(engine) as connection:
+        _take_back(connection, and_(Chunk.id.in_(chunk_ids), Chunk.state == ChunkState.SENT))
+
+
+def recover(engine: Engine) -> int:
+    """
+    Queue everything again that was sent and not claimed, and what the dead held. Safe at any time: a message that
+    was not lost after all finds its chunk taken. Returns the number of chunks.
+    """
+    with writing(engine) as connection:
+        count = _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner == ""))
+        expired = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+        for chunk_id in connection.execute(expired).scalars().all():
+            count += _lose(connection, chunk_id)
+    return count + free_the_dead(engine)
+
+
+def lanes(engine: Engine) -> list[Lane]:
+    """The lanes of the fleet in which chunks wait."""
+    waiting = exists().where(Chunk.job_id == Job.id, Chunk.state == ChunkState.QUEUED)
+    query = (
+        select(Scorer.model, Scorer.revision)
+        .join(Job, Job.scorer_id == Scorer.id)
+        .where(Job.state == JobState.ACTIVE, Job.private.is_(False), waiting)
+        .distinct()
+    )
+    with reading(engine) as connection:
+        return [Lane(row.model, row.revision) for row in connection.execute(query)]
+
+
+def free_the_dead(engine: Engine) -> int:
+    """Queue again what is held by processes of this host that have ended. Returns the number of chunks."""
+    held = Chunk.state.in_((ChunkState.SENT, ChunkState.LEASED))
+    with reading(engine) as connection:
+        owners = connection.execute(select(Chunk.owner).where(held, Chunk.owner != "").distinct()).scalars().all()
+    dead = [owner for owner in owners if owner is not None and is_dead(owner)]
+    if not dead:
+        return 0
+    with writing(engine) as connection:
+        count = _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner.in_(dead)))
+        leased = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.owner.in_(dead))
+        for chunk_id in connection.execute(leased).scalars().all():
+            count += _lose(connection, chunk_id)
+    return count
+
+
+def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float) -> Claim | None:
+    """
+    Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
+    this lane, or its job is not active. Items that have their score by now are settled without being returned.
+    """
+    token = secrets.token_hex(16)
+    with writing(engine) as connection:
+        lost = and_(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+        if connection.execute(select(Chunk.id).where(lost)).scalar() is not None:
+            _lose(connection, chunk_id)
+        job = connection.execute(
+            select(Job.id, Job.scorer_id, Job.rescore, Scorer.procedure)
+            .join(Chunk, Chunk.job_id == Job.id)
+            .join(Scorer, Scorer.id == Job.scorer_id)
+            .where(Chunk.id == chunk_id, Job.state == JobState.ACTIVE)
+            .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
+        ).one_or_none()
+        if job is None or (lane.job_id is not None and job.id != lane.job_id):
+            return None
+        free = or_(
+            Chunk.state == ChunkState.SENT,
+            and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s())),
+        )
+        taken = connection.execute(
+            update(Chunk)
+            .where(Chunk.id == chunk_id, free)
+            .values(state=ChunkState.LEASED, token=token, owner=owner, until=now_s() + lease_s)
+        )
+        if taken.rowcount != 1:
+            return None
+        if not job.rescore:
+            _settle(connection, chunk_id, job.scorer_id)
+        rows = connection.execute(
+            select(Image.id, Image.uri, Image.version, Item.risk)
+            .join(Item, Item.image_id == Image.id)
+            .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+            .order_by(Image.id)
+        ).all()
+    items = [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows]
+    return Claim(chunk_id, job.id, job.scorer_id, job.procedure, token, items)
+
+
+def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
+    """
+    Note that items are in flight, so that a worker's death can be laid to them.
+
+    Raises:
+        LeaseLost: when the chunk is another's by now.
+    """
+    with writing(engine) as connection:
+        _check_lease(connection, claim)
+        connection.execute(
+            update(Item)
+            .where(Item.job_id == claim.job_id, Item.image_id.in_(image_ids), Item.state == ItemState.QUEUED)
+            .values(risk=Risk.ALONE if alone else Risk.IN_FLIGHT)
+        )
+
+
+def record(engine: Engine, claim: Claim, results: Sequence[Scored | Failed], lease_s: float) -> None:
+    """
+    Write a batch's results, and extend the lease, in one transaction.
+
+    Raises:
+        LeaseLost: when the chunk is another's by now; nothing is written.
+    """
+    scored = [result for result in results if isinstance(result, Scored)]
+    failed = [result for result in results if isinstance(result, Failed)]
+    with writing(engine) as connection:
+        _check_lease(connection, claim)
+        if scored:
+            _write_scores(connection, claim, scored)
+        count = _settle_items(connection, claim, [result.image_id for result in scored], ItemState.SCORED)
+        for result in failed:
+            connection.execute(
+                update(Item)
+                .where(Item.job_id == claim.job_id, Item.image_id == result.image_id)
+                .values(reason=result.reason, message=result.message[:500])
+            )
+        failures = _settle_items(connection, claim, [result.image_id for result in failed], ItemState.FAILED)
+        connection.execute(
+            update(Chunk)
+            .where(Chunk.id == claim.chunk_id)
+            .values(scored=Chunk.scored + count, failed=Chunk.failed + failures, until=now_s() + lease_s)
+        )
+
+
+def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
+    """The heartbeat of a lease. False when it is lost."""
+    still = and_(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
+    return connection.execute(update(Chunk).where(still).values(until=now_s() + lease_s)).rowcount == 1
+
+
+def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
+    """
+    End a lease in good order: the chunk is done, or what is left of it is queued again, to be sent after `delay_s`.
+    Finishes the job with its last chunk. Does nothing when the lease is lost.
+    """
+    with writing(engine) as connection:
+        try:
+            _check_lease(connection, claim)
+        except LeaseLost:
+            return
+        in_flight = and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED)
+        connection.execute(update(Item).where(in_flight, Item.risk == Risk.IN_FLIGHT).values(risk=Risk.NONE))
+        connection.execute(update(Item).where(in_flight, Item.risk == Risk.ALONE).values(risk=Risk.SUSPECT))
+        _release(connection, claim.chunk_id, delay_s)
+    finish_if_done(engine, claim.job_id)
+
+
+def _check_lease(connection: Connection, claim: Claim) -> None:
+    """Passes under a row lock, so that nobody takes the chunk before the transaction ends."""
+    query = select(Chunk.id).where(
+        Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED
+    )
+    if connection.execute(query.with_for_update()).scalar() is None:
+        raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
+
+
+def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored]) -> None:
+    rows = [
+        {
+            "image_id": result.image_id, "scorer_id": claim.scorer_id, "score": result.score,
+            **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
+            "dtype": result.dtype, "job_id": claim.job_id, "scored_at": datetime.now(UTC),
+        }
+        for result in scored
+    ]  # fmt: skip
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(Score)
+    changed = {column: statement.excluded[column] for column in rows[0] if column not in ("image_id", "scorer_id")}
+    connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "scorer_id"], set_=changed), rows)
+
+
+def _settle_items(connection: Connection, claim: Claim, ids: Sequence[int], state: ItemState) -> int:
+    if not ids:
+        return 0
+    return connection.execute(
+        update(Item)
+        .where(Item.job_id == claim.job_id, Item.image_id.in_(ids), Item.state == ItemState.QUEUED)
+        .values(state=state, risk=Risk.NONE)
+    ).rowcount
+
+
+def _settle(connection: Connection, chunk_id: int, scorer_id: int) -> None:
+    """Items that another job has scored meanwhile are scored."""
+    has_score = exists().where(Score.image_id == Item.image_id, Score.scorer_id == scorer_id)
+    settled = connection.execute(
+        update(Item)
+        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, has_score)
+        .values(state=ItemState.SCORED, risk=Risk.NONE)
+    ).rowcount
+    if settled:
+        connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(scored=Chunk.scored + settled))
+
+
+def _take_back(connection: Connection, which: ColumnElement[bool]) -> int:
+    """Sent chunks become queued."""
+    return connection.execute(
+        update(Chunk).where(which).values(state=ChunkState.QUEUED, token=None, owner=None, until=None)
+    ).rowcount
+
+
+def _lose(connection: Connection, chunk_id: int) -> int:
+    """
+    The worker that held a chunk is dead or out of touch. What it had in flight becomes suspect; what it ran alone
+    has one more loss, and fails with the third.
+    """
+    query = select(Chunk.id).where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
+    if connection.execute(query.with_for_update(skip_locked=True)).scalar() is None:
+        return 0
+    open_items = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+    crashed = and_(open_items, Item.risk == Risk.ALONE, Item.losses + 1 >= LOSSES_TO_CRASHED)
+    count = connection.execute(
+        update(Item)
+        .where(crashed)
+        .values(
+            state=ItemState.FAILED,
+            risk=Risk.NONE,
+            losses=Item.losses + 1,
+            reason=Reason.CRASHED,
+            message=f"it ended its worker {LOSSES_TO_CRASHED} times while running alone",
+        )
+    ).rowcount
+    connection.execute(
+        update(Item)
+        .where(open_items, Item.risk.in_((Risk.ALONE, Risk.IN_FLIGHT)))
+        .values(risk=Risk.SUSPECT, losses=case((Item.risk == Risk.ALONE, Item.losses + 1), else_=Item.losses))
+    )
+    connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(failed=Chunk.failed + count))
+    _release(connection, chunk_id, 0.0)
+    return 1
+
+
+def _release(connection: Connection, chunk_id: int, delay_s: float) -> None:
+    left = exists().where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+    connection.execute(
+        update(Chunk)
+        .where(Chunk.id == chunk_id)
+        .values(
+            state=case((left, ChunkState.QUEUED), else_=ChunkState.DONE),
+            token=None,
+            owner=None,
+            until=now_s() + delay_s if delay_s else None,
+        )
+    )

@@ -1,0 +1,201 @@
+"""The tables of the ledger. Their schema changes through `migrations` only, which also holds the public views."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+RowId = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up INTEGER keys only
+ByteText = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes everywhere, so prefixes are ranges
+
+
+class Utc(TypeDecorator[datetime]):
+    """An aware datetime in UTC; SQLite keeps it as text without a zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Image(Base):
+    """One photo at one version; of all versions of a URI, one is current."""
+
+    __tablename__ = "images"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    uri: Mapped[str] = mapped_column(ByteText)  # file:///... or s3://bucket/key
+    version: Mapped[str] = mapped_column(Text)  # ETag, or size and mtime
+    current: Mapped[bool]
+
+    __table_args__ = (
+        UniqueConstraint("uri", "version"),
+        Index(
+            "ix_images_uri_current",
+            "uri",
+            unique=True,
+            postgresql_where=text("current"),
+            sqlite_where=text("current"),
+        ),
+    )
+
+
+class Scorer(Base):
+    """What a score depends on beside the image."""
+
+    __tablename__ = "scorers"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    model: Mapped[str] = mapped_column(Text)  # as named: hub id, absolute folder, or "demo"
+    revision: Mapped[str] = mapped_column(Text)  # commit of the hub, or hash of the folder's files
+    procedure: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (UniqueConstraint("model", "revision", "procedure"),)
+
+
+class Job(Base):
+    """One submission."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str | None] = mapped_column(Text, unique=True)
+    key: Mapped[str] = mapped_column(Text, index=True)  # digest of sources and options: the same command, the same key
+    scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id"))
+    state: Mapped[str] = mapped_column(Text)  # JobState
+    private: Mapped[bool]  # worked on by the `qsit score` that owns it, not by the fleet
+    rescore: Mapped[bool]
+    priority: Mapped[int]  # higher goes first
+    max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failures that are no failure of the job
+    listed: Mapped[int] = mapped_column(BigInteger)  # images found so far
+    skipped: Mapped[int] = mapped_column(BigInteger)  # of these, already scored
+    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # of these, failed before by their own fault
+    lister: Mapped[str | None] = mapped_column(Text)  # the process that lists its sources
+    lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
+    created_at: Mapped[datetime] = mapped_column(Utc)
+    listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
+    served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk of it was last sent
+    finished_at: Mapped[datetime | None] = mapped_column(Utc)
+
+
+class Chunk(Base):
+    """Up to 512 items of a job, the unit of work."""
+
+    __tablename__ = "chunks"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    state: Mapped[str] = mapped_column(Text)  # ChunkState
+    size: Mapped[int]
+    scored: Mapped[int]
+    failed: Mapped[int]
+    token: Mapped[str | None] = mapped_column(Text)  # of the lease: who has it may write
+    owner: Mapped[str | None] = mapped_column(Text)  # leased: the worker; sent: the broker it was sent to
+    until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970: lease's end; queued: not sent before
+
+    __table_args__ = (
+        Index("ix_chunks_job_id_state", "job_id", "state"),
+        Index(
+            "ix_chunks_until_held",
+            "until",
+            postgresql_where=text("state IN ('sent', 'leased')"),
+            sqlite_where=text("state IN ('sent', 'leased')"),
+        ),
+    )
+
+
+class Item(Base):
+    """One image in one job; what was skipped has no row."""
+
+    __tablename__ = "items"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id"), index=True)
+    state: Mapped[str] = mapped_column(Text)  # ItemState
+    risk: Mapped[str] = mapped_column(Text)  # Risk
+    losses: Mapped[int]  # workers that died while it ran alone
+    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one
+    message: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index(
+            "ix_items_image_id_failed",
+            "image_id",
+            postgresql_where=text("state = 'failed'"),
+            sqlite_where=text("state = 'failed'"),
+        ),
+        {"sqlite_with_rowid": False},
+    )
+
+
+class Score(Base):
+    """The score of one image by one scorer."""
+
+    __tablename__ = "scores"
+
+    image_id: Mapped[int] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id"), primary_key=True)
+    score: Mapped[float] = mapped_column(Float(53))  # 0..1
+    excellent: Mapped[float] = mapped_column(REAL)  # the five logits
+    good: Mapped[float] = mapped_column(REAL)
+    fair: Mapped[float] = mapped_column(REAL)
+    poor: Mapped[float] = mapped_column(REAL)
+    bad: Mapped[float] = mapped_column(REAL)
+    dtype: Mapped[str] = mapped_column(Text)  # the precision it was computed in
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)  # the job that computed it
+    scored_at: Mapped[datetime] = mapped_column(Utc)
+
+    __table_args__ = (
+        Index(None, "scorer_id", "score", "image_id"),
+        Index(None, "scorer_id", "scored_at", "image_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+
+class Worker(Base):
+    """A process that holds, held or is loading a model."""
+
+    __tablename__ = "workers"
+
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.fleet.identity
+    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.ledger.Lane
+    model: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str] = mapped_column(Text)
+    device: Mapped[str] = mapped_column(Text)
+    dtype: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)  # WorkerState
+    load_s: Mapped[float | None] = mapped_column(Float(53))  # what loading the model took, in seconds
+    notice: Mapped[str | None] = mapped_column(Text)  # what its owner should know: no GPU found, a source out of reach
+    seen_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970, by the database's clock

@@ -1,0 +1,331 @@
+"""Every command of qsit: it talks, parses and prints."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import click
+from rich.console import Console
+from sqlalchemy import Engine
+
+from models import db, fleet, jobs, ledger, queries
+from models.errors import QsitError, UsageError
+from models.queries import Progress
+from producer import report
+from producer.submit import Request, opened
+from producer.watch import LIVE_S, Watch, display
+from worker import settings
+from worker.settings import Settings
+
+OK, COULD_NOT_RUN, WRONG_USAGE, HAS_FAILURES = 0, 1, 2, 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in the main thread by SIGINT, SIGTERM and SIGHUP."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def main() -> None:
+    """The program `qsit`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; its exit status. Whatever the user can cause ends in one line."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), _interrupt)
+    try:
+        status = cli.main(arguments, prog_name="qsit", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else OK
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except UsageError as error:
+        _talk(f"qsit: {error}")
+        return WRONG_USAGE
+    except QsitError as error:
+        _talk(f"qsit: {error}")
+        return COULD_NOT_RUN
+    except (Interrupted, click.Abort) as stop:
+        return 128 + getattr(stop, "signum", signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
+        return OK
+
+
+def _interrupt(signum: int, _: object) -> None:
+    raise Interrupted(signum)
+
+
+def _talk(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="qsit")
+def cli() -> None:
+    """Score the technical quality of whole photo libraries with Q-SiT."""
+
+
+def _max_failed(_: object, __: object, value: str) -> str:
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
+        raise click.BadParameter("write a number of photos (10) or a share (2%)")
+    return value
+
+
+def _submission(command: F) -> F:
+    """The arguments that `score` and `submit` share."""
+    for decorate in reversed((
+        click.argument("sources", nargs=-1, metavar="SOURCE..."),
+        click.option("--name", help="A name of your own for the job; the same name again returns that job."),
+        click.option("--model", help="Hub id, folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]"),
+        click.option("--revision", help="Commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"),
+        click.option("--ask", "questions", multiple=True, metavar="TEXT", help="A question about photos (not yet)."),
+        click.option("--rescore", is_flag=True, help="Score again what has a score."),
+        click.option("--as-stored", is_flag=True, help="Take the pixels as the file has them: not turned, no profile."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders so named."),
+        click.option("--files-from", metavar="FILE|-", help="A list of files and folders, one a line."),
+        click.option("--column", metavar="NAME", help="The list is CSV or TSV; the column with the paths."),
+        click.option("-0", "null_separated", is_flag=True, help="The list is separated by NUL bytes."),
+        click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first."),
+        click.option("--max-failed", default="0", show_default=True, metavar="N|P%", callback=_max_failed,
+                     help="Failed photos that are no failure of the job."),
+    )):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _request(chosen: Settings, questions: tuple[str, ...], **options: Any) -> Request:
+    if questions:
+        raise UsageError("--ask is not there yet: this version scores, and does not answer questions")
+    options["model"] = options["model"] or chosen.model
+    if options["revision"] is None and options["model"] == chosen.model:
+        options["revision"] = chosen.revision
+    return Request(**options)
+
+
+@cli.command()
+@_submission
+def score(**options: Any) -> int:
+    """Score photos here and now: lists SOURCE (folders and files), works, and ends with a summary.
+
+    Starts a queue and a worker of its own, unless QSIT_BROKER_URL names a Redis whose workers do it.
+    """
+    from producer.score import score as run_score
+
+    chosen = settings.load()
+    return run_score(chosen, _request(chosen, **options), Console(stderr=True))
+
+
+@cli.command()
+@_submission
+@click.option("--wait", "waits", is_flag=True, help="Wait until the job is finished, as `qsit wait` does.")
+def submit(waits: bool, **options: Any) -> int:
+    """Enqueue photos for the workers; prints the job's id."""
+    from worker import dispatch
+    from worker.app import app
+
+    chosen = settings.load()
+    engine = _database(chosen)
+    dispatch.check_broker(app)
+    console = Console(stderr=True)
+    with opened(engine, _request(chosen, **options)) as lister:
+        job = lister.job
+        lane = ledger.Lane(job.model, job.revision)
+        listed = lister.list(lambda _: dispatch.top_up(engine, app, lane, chosen.lease_s))
+        dispatch.top_up(engine, app, lane, chosen.lease_s)
+        for line in report.listing_notes(job, lister.listing, listed=listed):
+            _talk(line)
+    click.echo(job.id)
+    return _wait(engine, job.id, console) if waits else OK
+
+
+@cli.command()
+@click.option("--device", help="auto, cpu, cuda, or cuda:0,cuda:1: one process each.  [default: QSIT_DEVICE or auto]")
+@click.option("--model", help="The model to hold.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]")
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="A folder it may read, with all below; repeatable.")
+def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> None:
+    """Run a worker: one process and one loaded model a device, fed by Redis, until it is told to end."""
+    for variable, value in (("QSIT_DEVICE", device), ("QSIT_MODEL", model)):
+        if value is not None:
+            os.environ[variable] = value
+    if roots:
+        os.environ["QSIT_ROOTS"] = json.dumps([os.path.abspath(root) for root in roots])
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    # -P: a folder called worker or models where the user stands must not be taken for ours
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker"])  # noqa: S606
+
+
+@cli.command()
+@click.argument("job", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until it is finished.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def status(job: str | None, watch: bool, form: str) -> int:
+    """Show how far a job is (the latest, if none is named), and its workers."""
+    engine = _database(settings.load())
+    job_id = jobs.find_job(engine, job)
+    while True:
+        progress = queries.progress(engine, job_id)
+        reasons = queries.failures_by_reason(engine, job_id)
+        serving = [
+            worker for worker in fleet.workers(engine, seen_within_s=LIVE_S)
+            if (worker.model, worker.revision) == (progress.model, progress.revision)
+        ]  # fmt: skip
+        if watch and form == "table" and sys.stdout.isatty():
+            click.clear()
+        if form == "json":
+            click.echo(json.dumps(report.status_record(progress, reasons, serving)))
+        else:
+            click.echo("\n".join(report.status_lines(progress, reasons, serving)))
+        if not watch or progress.state in ("finished", "cancelled"):
+            return OK
+        time.sleep(2)
+
+
+@cli.command()
+@click.argument("job", required=False)
+def wait(job: str | None) -> int:
+    """Wait until a job is finished; exits with 3 when more photos failed than --max-failed allowed."""
+    engine = _database(settings.load())
+    return _wait(engine, jobs.find_job(engine, job), Console(stderr=True))
+
+
+def _wait(engine: Engine, job_id: int, console: Console) -> int:
+    try:
+        with display(console) as show:
+            progress = Watch(engine, job_id, console).until_done(show)
+    except Interrupted:
+        _talk(f"no longer waiting; job {job_id} goes on with its workers")
+        raise
+    _talk(f"job {job_id}, {report.counts(progress)}")
+    return exit_status(progress)
+
+
+def exit_status(progress: Progress) -> int:
+    """0, or 3 when more failed than is allowed."""
+    return OK if progress.tolerated else HAS_FAILURES
+
+
+@cli.command()
+def recover() -> int:
+    """Send again whatever was lost; safe at any time."""
+    from worker import dispatch
+    from worker.app import app
+
+    chosen = settings.load()
+    engine = _database(chosen)
+    dispatch.check_broker(app)
+    number = ledger.recover(engine)
+    for lane in ledger.lanes(engine):
+        dispatch.top_up(engine, app, lane, chosen.lease_s)
+    jobs.finish_done_jobs(engine)
+    _talk(f"{report.count(number, 'chunk')} queued again")
+    return OK
+
+
+@cli.command()
+@click.argument("job", required=False)
+@click.option("--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table", show_default=True)
+def failures(job: str | None, form: str) -> int:
+    """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
+    engine = _database(settings.load())
+    report.write_failures(queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    return OK
+
+
+@cli.command()
+@click.option("--job", help="Computed by this job.")
+@click.option("--model", help="Of this model.")
+@click.option("--under", metavar="PREFIX", help="Of photos in this folder, or whose URI begins so.")
+@click.option("--min", "least", type=click.FloatRange(0, 1), help="Of at least this score, 0..1.")
+@click.option("--max", "most", type=click.FloatRange(0, 1), help="Of at most this score, 0..1.")
+@click.option("--sort", type=click.Choice(["score", "-score", "uri", "-scored_at"]), default="score", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
+@click.option("--all-versions", is_flag=True, help="Also scores of photos that have changed since.")
+@click.option("--answers", is_flag=True, help="With the answers to questions (not yet).")
+@click.option("--scale", type=click.Choice(list(report.SCALES)), default="0-1", show_default=True,
+              help="Of the scores in tables and CSV; JSON has 0..1.")  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(["table", "jsonl", "csv", "paths"]), default="table", show_default=True
+)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
+def results(
+    job: str | None, model: str | None, under: str | None, answers: bool, scale: str, form: str, output: Path | None,
+    **options: Any,
+) -> int:  # fmt: skip
+    """Query scores: the worst first, of the current version of each photo."""
+    from worker import checkpoint, sources
+
+    if answers:
+        raise UsageError("--answers is not there yet: this version scores, and does not answer questions")
+    engine = _database(settings.load())
+    if under is not None:
+        under = sources.prefix_of(under)
+    wanted = queries.Wanted(
+        job=None if job is None else jobs.find_job(engine, job),
+        model=None if model is None else checkpoint.full_name(model),
+        under=under,
+        **options,
+    )
+    with _opened_output(output) as file:
+        demo = report.write_results(queries.results(engine, wanted), form, scale, file)
+    if demo:
+        _talk(f"note: {report.DEMO_NOTE}")
+    return OK
+
+
+@contextlib.contextmanager
+def _opened_output(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+@cli.group("db")
+def database() -> None:
+    """The database's schema."""
+
+
+@database.command()
+def upgrade() -> int:
+    """Bring the database to this program's schema; makes it if need be."""
+    from migrations.upgrade import upgrade as run_upgrade
+
+    chosen = settings.load()
+    run_upgrade(chosen.database_url)
+    _talk(f"{db.parse_url(chosen.database_url).render_as_string()} has schema {db.SCHEMA}")
+    return OK
+
+
+@database.command()
+def check() -> int:
+    """Tell whether the database can be reached and has this program's schema."""
+    chosen = settings.load()
+    engine = _database(chosen)
+    _talk(f"{engine.url.render_as_string()} has schema {db.SCHEMA}")
+    return OK
+
+
+def _database(chosen: Settings) -> Engine:
+    engine = db.connect(chosen.database_url)
+    db.check_schema(engine)
+    return engine

@@ -1,0 +1,223 @@
+"""How results, failures and progress are put into words and formats."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import IO
+
+from models.fleet import WorkerInfo
+from models.jobs import OpenedJob
+from models.queries import Failure, Progress, Result
+from models.states import Reason, WorkerState
+from worker.checkpoint import DEMO
+from worker.procedure import WORDS, score_of
+from worker.sources import Listing, path_of
+
+SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
+DEMO_NOTE = "model demo is a tiny stand-in with random weights: its scores mean nothing"
+
+
+def place(uri: str) -> str:
+    """A URI as people write it: local ones as paths."""
+    return str(path_of(uri)) if uri.startswith("file://") else uri
+
+
+def utc(moment: datetime) -> str:
+    """UTC with microseconds and a Z."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def scaled(score: float, scale: str) -> str:
+    """A score of 0..1 on the scale that the reader wants."""
+    low, high = SCALES[scale]
+    return f"{low + score * (high - low):.{1 if scale == '0-100' else 4 if scale == '0-1' else 3}f}"
+
+
+def result_record(result: Result) -> dict[str, object]:
+    """A result as JSON has it; its score is 0..1."""
+    probabilities = score_of(result.logits).probabilities
+    return {
+        "uri": result.uri,
+        "score": result.score,
+        "probabilities": dict(zip(WORDS, probabilities, strict=True)),
+        "model": result.model,
+        "revision": result.revision,
+        "procedure": result.procedure,
+        "dtype": result.dtype,
+        "version": result.version,
+        "scored_at": utc(result.scored_at),
+        "job": result.job,
+    }
+
+
+def rating(result: Result) -> str:
+    """The word the model finds likeliest."""
+    return WORDS[max(range(len(WORDS)), key=result.logits.__getitem__)]
+
+
+def write_results(results: Iterable[Result], form: str, scale: str, output: IO[str]) -> bool:
+    """Write results in a format; whether any was made with the demo model."""
+    demo = False
+    writer = csv.writer(output)
+    if form == "csv":
+        writer.writerow(["uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job"])
+    elif form == "table":
+        output.write(f"{'score':>8}  {'rating':9}  photo\n")
+    for result in results:
+        demo = demo or result.model == DEMO
+        if form == "jsonl":
+            output.write(json.dumps(result_record(result)) + "\n")
+        elif form == "csv":
+            probabilities = (f"{probability:.6f}" for probability in score_of(result.logits).probabilities)
+            writer.writerow([
+                result.uri, scaled(result.score, scale), rating(result), *probabilities, result.model,
+                result.revision, utc(result.scored_at), result.job,
+            ])  # fmt: skip
+        elif form == "paths":
+            output.write(place(result.uri) + "\n")
+        else:
+            output.write(_row(result, scale) + "\n")
+    return demo
+
+
+def _row(result: Result, scale: str) -> str:
+    return f"{scaled(result.score, scale):>8}  {rating(result):9}  {place(result.uri)}"
+
+
+def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> None:
+    """Write failures in a format."""
+    writer = csv.writer(output)
+    if form == "csv":
+        writer.writerow(["uri", "reason", "message", "job"])
+    for failure in failures:
+        row = {"uri": failure.uri, "reason": str(failure.reason), "message": failure.message, "job": failure.job}
+        if form == "jsonl":
+            output.write(json.dumps(row) + "\n")
+        elif form == "csv":
+            writer.writerow(row.values())
+        else:
+            output.write(f"{failure.reason:14} {place(failure.uri)}: {failure.message}\n")
+
+
+def count(number: int, noun: str) -> str:
+    """1 photo, 2 photos."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts(progress: Progress) -> str:
+    """What became of a job's photos, in one line."""
+    parts = [f"{progress.scored:,} scored"]
+    if progress.skipped:
+        parts.append(f"{progress.skipped:,} skipped (have their score)")
+    if progress.skipped_failed:
+        parts.append(f"{progress.skipped_failed:,} skipped (failed before, unchanged)")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if left := progress.queued + progress.running:
+        parts.append(f"{left:,} left")
+    return f"{count(progress.listed, 'photo')}: {', '.join(parts)}"
+
+
+def summary(
+    progress: Progress,
+    seconds: float,
+    worst: list[Result],
+    best: list[Result],
+    reasons: dict[Reason, int],
+    database: str,
+) -> Iterator[str]:
+    """The lines that `qsit score` ends with."""
+    rate = f" in {seconds:.1f} s, {progress.scored / seconds:.2g} photos a second" if progress.scored else ""
+    yield f"job {progress.job}, {counts(progress)}{rate}"
+    if not progress.to_do:
+        yield "nothing to do: every photo was scored or tried before (--rescore scores them again)"
+    for title, rows in (("worst", worst), ("best", best)):
+        for index, result in enumerate(rows):
+            yield f"{title if index == 0 else '':6}{_row(result, '0-1')}"
+    if reasons:
+        listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
+        yield f"failed: {listed}; see: qsit failures {progress.job}"
+    yield f"results are in {database}; query them: qsit results"
+    if progress.model == DEMO:
+        yield f"note: {DEMO_NOTE}"
+
+
+def status_record(progress: Progress, reasons: dict[Reason, int], workers: list[WorkerInfo]) -> dict[str, object]:
+    """A job's status as JSON has it."""
+    return {
+        "job": progress.job,
+        "name": progress.name,
+        "state": str(progress.state),
+        "model": progress.model,
+        "revision": progress.revision,
+        "procedure": progress.procedure,
+        "listing_complete": progress.is_listed,
+        "listed": progress.listed,
+        "skipped": progress.skipped,
+        "skipped_failed": progress.skipped_failed,
+        "queued": progress.queued,
+        "running": progress.running,
+        "scored": progress.scored,
+        "failed": progress.failed,
+        "failed_by_reason": {str(reason): number for reason, number in reasons.items()},
+        "created_at": utc(progress.created_at),
+        "finished_at": None if progress.finished_at is None else utc(progress.finished_at),
+        "workers": [
+            {
+                "worker": worker.owner,
+                "state": str(worker.state),
+                "model": worker.model,
+                "revision": worker.revision,
+                "device": worker.device,
+                "dtype": worker.dtype,
+                "notice": worker.notice,
+                "seen_s_ago": round(worker.quiet_s, 1),
+            }
+            for worker in workers
+        ],
+    }
+
+
+def status_lines(progress: Progress, reasons: dict[Reason, int], workers: list[WorkerInfo]) -> Iterator[str]:
+    """A job's status as people read it."""
+    name = f" ({progress.name})" if progress.name else ""
+    listing = "" if progress.is_listed else ", listing not complete"
+    yield f"job {progress.job}{name}: {progress.state}{listing}"
+    yield f"  model     {progress.model} at {progress.revision}"
+    for label, number in (
+        ("listed", progress.listed), ("skipped", progress.skipped + progress.skipped_failed),
+        ("queued", progress.queued), ("running", progress.running), ("scored", progress.scored),
+        ("failed", progress.failed),
+    ):  # fmt: skip
+        yield f"  {label:9} {number:,}"
+    for reason, number in reasons.items():
+        yield f"            {number:,} {reason}"
+    for worker in workers:
+        yield f"  worker    {worker.owner}: {worker.state} on {worker.device} in {worker.dtype}, {worker.model}"
+        if worker.notice:
+            yield f"            {worker.notice}"
+    if not progress.is_listed and progress.state == "active":
+        yield "  the listing is under way or was interrupted; the same command takes it up again"
+    if progress.queued and not any(worker.state is WorkerState.READY for worker in workers):
+        yield f"  no worker serves this job; {how_to_serve(progress)}"
+
+
+def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator[str]:
+    """What a listing passed over, and what was not listed anew."""
+    if not listed and not job.is_new:
+        yield f"job {job.id} exists already" + ("" if job.is_listed else "; another process lists it")
+    if listing.ignored:
+        kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
+        yield f"passed over files that are no photos by their names: {kinds}"
+    for problem in listing.unreadable[:5]:
+        yield f"could not list {problem}"
+    if (more := len(listing.unreadable) - 5) > 0:
+        yield f"could not list {more} further folders"
+
+
+def how_to_serve(progress: Progress) -> str:
+    """What starts a worker for a job."""
+    if progress.private:
+        return "run the same `qsit score` again"
+    return f"start one: qsit worker --model {progress.model} --root FOLDER"

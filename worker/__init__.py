@@ -1,0 +1,1 @@
+"""The worker: one loaded Q-SiT model a device, fed with chunks by Celery."""

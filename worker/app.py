@@ -1,0 +1,140 @@
+"""The Celery app, its configuration, and the life of its processes."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from celery import Celery, signals
+from celery.worker import state as worker_state
+
+from models.errors import QsitError, UsageError
+
+log = logging.getLogger("qsit")
+
+DEFAULT_BROKER = "redis://localhost:6379/0"
+NO_MODEL = 1
+
+
+def configuration() -> dict[str, Any]:
+    """What Celery is told; read when it is first needed, not at import."""
+    from worker import settings
+
+    return {
+        "broker_url": settings.load().broker_url or DEFAULT_BROKER,
+        "broker_connection_retry_on_startup": True,
+        "broker_transport_options": {"visibility_timeout": 3600},  # far longer than a turn; the ledger re-sends sooner
+        "result_backend": None,
+        "task_ignore_result": True,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "task_compression": "zlib",
+        "task_acks_late": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_pool": "prefork",
+        "worker_pool_start_method": "spawn",  # CUDA cannot be used after a fork
+        "worker_proc_alive_timeout": 3600.0,  # a process is up once its model is loaded
+        "worker_enable_remote_control": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+app = Celery("qsit", include=["worker.tasks"])
+app.add_defaults(configuration)
+
+
+@signals.celeryd_init.connect
+def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
+    """In the parent, before anything starts: refuse in one line what cannot work; a process a device, one queue."""
+    from models import db
+    from worker import dispatch, process, settings
+
+    try:
+        chosen = settings.load()
+        db.check_schema(db.connect(chosen.database_url))
+        dispatch.check_broker(app)
+        lane = process.lane_of(chosen)
+        devices = find_devices(chosen.device)
+    except QsitError as error:
+        raise SystemExit(f"qsit worker: {error}") from error
+    os.environ["QSIT_REVISION"] = lane.revision  # what a process loads that is started later, too
+    conf.worker_concurrency = len(devices)
+    conf.task_default_queue = dispatch.queue_of(lane)
+    if not chosen.roots:
+        log.warning("no --root and no QSIT_ROOTS given: this worker opens no local files")
+
+
+@signals.celeryd_after_setup.connect
+def _prepare_signals(instance: Any, **_: Any) -> None:
+    """In the parent: a process that cannot load its model ends the worker; a shutdown reaches the processes."""
+
+    def give_up(*_: object) -> None:
+        worker_state.should_stop = NO_MODEL
+
+    def tell_processes(**_: Any) -> None:
+        for pid in instance.pool.info["processes"] if instance.pool else ():
+            os.kill(pid, signal.SIGUSR2)
+
+    signal.signal(signal.SIGUSR2, give_up)
+    signals.worker_shutting_down.connect(tell_processes, weak=False)
+
+
+@signals.worker_process_init.connect
+def _begin_process(**_: Any) -> None:
+    """In a process of the pool: load the model on the device that is its own."""
+    from billiard.process import current_process
+
+    from worker import process, settings
+
+    try:
+        chosen = settings.load()
+        devices = find_devices(chosen.device)
+        process.begin(app, chosen, devices[current_process().index])
+    except QsitError as error:
+        print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
+        os.kill(os.getppid(), signal.SIGUSR2)
+        time.sleep(2)  # or the pool would start another process before it hears
+        os._exit(NO_MODEL)
+    here = process.here()
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(here, "stopping", True))
+
+
+@signals.worker_process_shutdown.connect
+def _end_process(**_: Any) -> None:
+    from worker import process
+
+    process.here().end()
+
+
+def find_devices(wanted: str) -> list[str]:
+    """
+    The devices to use, one process each: those named, or every GPU, or the CPU.
+
+    Raises:
+        UsageError: when a GPU is named that is not there.
+    """
+    if wanted == "cpu":
+        return ["cpu"]
+    found = [f"cuda:{index}" for index in range(_gpus())]
+    if wanted == "auto":
+        return found or ["cpu"]
+    if wanted == "cuda" and found:
+        return found[:1]
+    named = wanted.split(",")
+    if not found or not set(named) <= set(found):
+        raise UsageError(f"--device {wanted}: found {', '.join(found) or 'no GPU'}; use --device auto or cpu")
+    return named
+
+
+def _gpus() -> int:
+    try:
+        if version("torch").endswith("+cpu"):  # which spares the parent importing it
+            return 0
+    except PackageNotFoundError as error:
+        raise UsageError("a worker needs torch: pip install 'qsit[worker]'") from error
+    import torch
+
+    return torch.cuda.device_count()

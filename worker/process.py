@@ -1,0 +1,169 @@
+"""What one worker process holds: its settings, the ledger, a loaded model, and the chunk it works on."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+
+from celery import Celery
+from sqlalchemy import Engine
+
+from models import db, fleet, ledger
+from models.errors import QsitError
+from models.jobs import finish_done_jobs
+from models.ledger import Claim, ClaimedItem, Lane
+from models.states import WorkerState
+from models.tables import Worker
+from worker import checkpoint, dispatch, sources
+from worker.images import decode
+from worker.pipeline import Pipeline
+from worker.procedure import AS_STORED
+from worker.settings import Settings
+from worker.tiles import Prepared
+
+log = logging.getLogger("qsit")
+
+PULSE_S = 5.0
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+def lane_of(settings: Settings) -> Lane:
+    """
+    Which chunks this worker takes.
+
+    Raises:
+        CheckpointError: when the model cannot be found.
+    """
+    model = checkpoint.full_name(settings.model)
+    revision = checkpoint.resolve(model, settings.revision)
+    return Lane(model, revision, settings.private_run or "", settings.private_job)
+
+
+class Process:
+    """A worker process. `stopping` is set by a signal, `lost` by the heartbeat."""
+
+    def __init__(self, app: Celery, settings: Settings, device: str) -> None:
+        from worker.qsit import QSit, default_dtype
+
+        self.app = app
+        self.settings = settings
+        self.engine: Engine = db.connect(settings.database_url)
+        self.lane = lane_of(settings)
+        self.owner = fleet.identity()
+        self.stopping = False
+        self._claim: Claim | None = None
+        self._lost = False
+        self._lock = threading.Lock()
+        dtype = settings.dtype or default_dtype(device)
+        self.row = Worker(
+            owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
+            device=device, dtype=dtype, state=WorkerState.LOADING,
+        )  # fmt: skip
+        fleet.announce(self.engine, self.row)
+        began = time.monotonic()
+        try:
+            model = QSit.load(self.lane.model, device=device, dtype=dtype, revision=self.lane.revision)
+        except QsitError as error:
+            fleet.say(self.engine, self.owner, state=WorkerState.STOPPED, notice=str(error))
+            raise
+        self.model = model
+        self.row.load_s = time.monotonic() - began
+        self.row.state = WorkerState.READY
+        if device == "cpu" and settings.device == "auto":
+            self.row.notice = (
+                "no GPU was found, so photos are scored on the CPU: "
+                f"about {model.photos_per_second():.2g} photos of 1024 x 768 a second"
+            )
+            log.warning(self.row.notice)
+        log.info(
+            "model %s at revision %s loaded on %s in %s, in %.1f s",
+            self.lane.model, self.lane.revision, device, dtype, self.row.load_s,
+        )  # fmt: skip
+        fleet.announce(self.engine, self.row)
+        budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
+        self.pipeline = Pipeline(model, dtype, budget, settings.loaders)
+        warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
+        threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+
+    def prepare(self, item: ClaimedItem, procedure: str) -> Prepared:
+        """Read, decode and cut one photo. Raises ImageError or WorkerFault."""
+        data = sources.read(item.uri, item.version, self.settings.roots)
+        image = decode(data, max_pixels=self.settings.max_pixels, as_stored=procedure == AS_STORED)
+        return self.model.prepare(image)
+
+    def top_up(self) -> None:
+        """Send what comes next. A broker that is away is no reason to stop: what is claimed can be finished."""
+        try:
+            dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+        except QsitError as error:
+            log.warning("%s", error)
+
+    @contextlib.contextmanager
+    def holding(self, claim: Claim) -> Iterator[None]:
+        """Keep the claim's lease alive meanwhile."""
+        with self._lock:
+            self._claim, self._lost = claim, False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claim = None
+
+    def interrupted(self) -> bool:
+        """Whether the chunk in hand is to be dropped: the worker is stopping, or has lost its lease."""
+        return self.stopping or self._lost
+
+    def say(self, notice: str | None) -> None:
+        """Tell `status` what keeps this worker from working, or that nothing does."""
+        if notice != self.row.notice:
+            self.row.notice = notice
+            fleet.say(self.engine, self.owner, notice=notice)
+
+    def end(self) -> None:
+        """Say goodbye."""
+        with contextlib.suppress(QsitError):
+            fleet.say(self.engine, self.owner, state=WorkerState.STOPPED)
+
+    def _pulse(self) -> None:
+        """The timer: heartbeat of worker and lease, recovery, completion, and topping up."""
+        pause = min(PULSE_S, self.settings.lease_s / 6)
+        while True:
+            try:
+                self._beat()
+                ledger.free_the_dead(self.engine)
+                finish_done_jobs(self.engine)
+                self.top_up()
+            except QsitError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("the timer failed; it goes on")
+            time.sleep(pause)
+
+    def _beat(self) -> None:
+        with self._lock:
+            claim = self._claim
+        with db.writing(self.engine) as connection:
+            fleet.beat(connection, self.owner)
+            if claim is not None and not ledger.extend(connection, claim, self.settings.lease_s):
+                with self._lock:
+                    self._lost = self._claim is claim
+
+
+_here: Process | None = None
+
+
+def here() -> Process:
+    """The process that this is, set up by `begin`."""
+    if _here is None:
+        raise RuntimeError("tasks run in the processes of a worker only: celery -A worker.app worker")
+    return _here
+
+
+def begin(app: Celery, settings: Settings, device: str) -> None:
+    """Make this process a worker's: load the model and announce it. Raises QsitError."""
+    global _here
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _here = Process(app, settings, device)

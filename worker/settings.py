@@ -1,0 +1,69 @@
+"""Every setting, read once from the environment."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.db import default_url
+from models.errors import UsageError
+from worker.checkpoint import DEFAULT
+
+
+class Settings(BaseSettings):
+    """What `QSIT_*` says; a value that cannot be used is refused by the variable's name."""
+
+    model_config = SettingsConfigDict(env_prefix="QSIT_", frozen=True, env_ignore_empty=True)
+
+    database_url: str = Field(default_factory=default_url)
+    broker_url: str | None = None
+    model: str = DEFAULT
+    revision: str | None = None
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?(,cuda:\d+)*)$")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    batch_tokens: int | None = Field(default=None, gt=0)
+    loaders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 16), gt=0, le=256)
+    roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    lease_s: float = Field(default=180.0, ge=1.0)
+    max_pixels: int = Field(default=200_000_000, gt=0)
+
+    # set by `qsit score` for the worker it starts
+    private_run: str | None = None
+    private_job: int | None = None
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):  # a JSON list, for folders with the separator in their names
+            return tuple(json.loads(value))
+        return tuple(filter(None, value.split(os.pathsep)))
+
+    @field_validator("roots")
+    @classmethod
+    def _absolute_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(Path(os.path.abspath(path.expanduser())) for path in value)
+
+    @property
+    def turn_s(self) -> float:
+        """How long a task works before it hands the rest of its chunk back."""
+        return min(60.0, self.lease_s / 3)
+
+
+def load() -> Settings:
+    """
+    The settings of this process.
+
+    Raises:
+        UsageError: when a variable has a value that cannot be used; names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "QSIT_" + "_".join(map(str, first["loc"])).upper()
+        raise UsageError(f"{name}={first['input']}: {first['msg']}") from error

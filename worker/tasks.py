@@ -1,0 +1,55 @@
+"""The one task: a turn of work on one chunk."""
+
+import logging
+
+from models import ledger
+from models.errors import LeaseLost, QsitError, WorkerFault
+from worker import process
+from worker.app import app
+from worker.dispatch import TASK
+
+log = logging.getLogger("qsit")
+
+FAULT_DELAY_S = 10.0
+"""How long a chunk rests after a worker could not read it."""
+
+
+@app.task(name=TASK)
+def score_chunk(chunk_id: int, uris: list[str]) -> None:
+    """
+    Claim a chunk, score it for a turn, hand the rest back.
+
+    The ledger says what is opened; `uris` are for the eyes of whoever watches the queue.
+    """
+    here = process.here()
+    try:
+        claim = ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
+        here.top_up()
+        if claim is not None:
+            _turn(here, claim)
+            here.top_up()
+    except LeaseLost as lost:
+        log.warning("%s; another worker has it", lost)
+    except QsitError as error:
+        log.error("%s", error)
+
+
+def _turn(here: process.Process, claim: ledger.Claim) -> None:
+    delay_s = 0.0
+    batches = here.pipeline.run(
+        claim.items,
+        lambda item: here.prepare(item, claim.procedure),
+        lambda image_ids, alone: ledger.start(here.engine, claim, image_ids, alone=alone),
+        turn_s=here.settings.turn_s,
+        stopping=here.interrupted,
+    )
+    with here.holding(claim):
+        try:
+            for results in batches:
+                ledger.record(here.engine, claim, results, here.settings.lease_s)
+                here.say(None)
+        except WorkerFault as fault:
+            log.error("%s", fault)
+            here.say(str(fault))
+            delay_s = FAULT_DELAY_S
+    ledger.hand_back(here.engine, claim, delay_s=delay_s)

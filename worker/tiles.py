@@ -1,0 +1,149 @@
+"""From pixels to uint8 tiles and their geometry, as the checkpoint's configuration says.
+
+The steps are those of transformers' LlavaOnevisionImageProcessorPil, bit for bit, without its float arithmetic:
+scaling and normalising are left to the device.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """
+    An image ready for the model.
+
+    tiles: (n, size, size, 3) uint8; the first shows the whole image, the others are cut from it, row by row.
+    width, height: of the image, in pixels.
+    tokens: how many tokens it becomes in the language model.
+    """
+
+    tiles: NDArray[np.uint8]
+    width: int
+    height: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a checkpoint wants its images cut: sizes in pixels, pinpoints as (height, width)."""
+
+    size: int
+    pinpoints: tuple[tuple[int, int], ...]
+    resample: Image.Resampling
+    scale: float  # what a pixel is multiplied with before normalising
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    patches: int  # along one side of a tile
+    max_tiles: int  # features of more than this many tiles are shrunk
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "Tiling":
+        """
+        Read from config.json and preprocessor_config.json (or what transformers 5 nests in processor_config.json).
+
+        Raises:
+            CheckpointError: when a file or value is missing, or asks for what is not done here.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            steps = _image_processor(folder)
+            vision = config["vision_config"]
+            tiling = cls(
+                size=_square(steps["size"]),
+                pinpoints=tuple((int(h), int(w)) for h, w in steps["image_grid_pinpoints"]),
+                resample=Image.Resampling(steps.get("resample", Image.Resampling.BICUBIC)),
+                scale=float(steps.get("rescale_factor", 1 / 255)),
+                mean=tuple(steps["image_mean"]),
+                std=tuple(steps["image_std"]),
+                patches=vision["image_size"] // vision["patch_size"],
+                max_tiles=int(config.get("vision_aspect_ratio", "anyres_max_9").removeprefix("anyres_max_")),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = f"no value for {error}" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(f"{folder} is no Q-SiT checkpoint: {reason}") from error
+        for step in ("do_resize", "do_rescale", "do_normalize"):
+            if not steps.get(step, True):
+                raise CheckpointError(f"{folder}: preprocessing with {step} off is not supported")
+        if tiling.size != vision["image_size"]:
+            raise CheckpointError(
+                f"{folder}: tiles of {tiling.size} px for a vision tower of {vision['image_size']} px"
+            )
+        pinpoints = [tuple(pair) for pair in config["image_grid_pinpoints"]]
+        if pinpoints != list(tiling.pinpoints) or any(side % tiling.size for pair in pinpoints for side in pair):
+            raise CheckpointError(f"{folder}: the pinpoints of model and preprocessor do not fit together")
+        return tiling
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Cut an RGB image. Releases the interpreter lock while it resizes."""
+        width, height = image.size
+        grid_height, grid_width = best_resolution(width, height, self.pinpoints)
+        rows, columns = grid_height // self.size, grid_width // self.size
+        tiles = np.zeros((1 + rows * columns, self.size, self.size, 3), dtype=np.uint8)
+        tiles[0] = np.asarray(image.resize((self.size, self.size), self.resample))
+
+        inner_width, inner_height = _fitted(width, height, grid_width, grid_height)
+        inner = image.resize((inner_width, inner_height), self.resample)
+        canvas = np.zeros((grid_height, grid_width, 3), dtype=np.uint8)
+        top, left = (grid_height - inner_height) // 2, (grid_width - inner_width) // 2
+        canvas[top : top + inner_height, left : left + inner_width] = np.asarray(inner)
+        grid = canvas.reshape(rows, self.size, columns, self.size, 3).swapaxes(1, 2)
+        tiles[1:].reshape(rows, columns, self.size, self.size, 3)[:] = grid
+        return Prepared(tiles, width, height, self.tokens(width, height))
+
+    def tokens(self, width: int, height: int) -> int:
+        """Tokens of an image in the language model: base tile, unpadded grid shrunk if large, a newline a row."""
+        grid_height, grid_width = best_resolution(width, height, self.pinpoints)
+        rows = self.patches * (grid_height // self.size)
+        columns = self.patches * (grid_width // self.size)
+        if width / height > columns / rows:
+            rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+        else:
+            columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+        ratio = math.sqrt(rows * columns / (self.max_tiles * self.patches**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+        return self.patches**2 + rows * columns + rows
+
+
+def best_resolution(width: int, height: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The pinpoint (height, width) that keeps most of the image's pixels and, among those, wastes least."""
+    best, most, least_wasted = pinpoints[0], 0, math.inf
+    for grid_height, grid_width in pinpoints:
+        scale = min(grid_width / width, grid_height / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        wasted = grid_height * grid_width - kept
+        if kept > most or (kept == most and wasted < least_wasted):
+            best, most, least_wasted = (grid_height, grid_width), kept, wasted
+    return best
+
+
+def _fitted(width: int, height: int, grid_width: int, grid_height: int) -> tuple[int, int]:
+    scale_width, scale_height = grid_width / width, grid_height / height
+    if scale_width < scale_height:
+        return grid_width, min(math.ceil(height * scale_width), grid_height)
+    return min(math.ceil(width * scale_height), grid_width), grid_height
+
+
+def _image_processor(folder: Path) -> dict[str, Any]:
+    own = folder / "preprocessor_config.json"
+    if own.exists():
+        steps: dict[str, Any] = json.loads(own.read_text())
+        return steps
+    nested: dict[str, Any] = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    return nested
+
+
+def _square(size: dict[str, int]) -> int:
+    if size["height"] != size["width"]:
+        raise ValueError(f"tiles of {size['height']} x {size['width']} px are not square")
+    return size["height"]
