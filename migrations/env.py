@@ -20,3 +20,5 @@ with writing(engine) as connection:
     )
     with context.begin_transaction():
         context.run_migrations()
+
+engine.dispose()

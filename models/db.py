@@ -132,11 +132,10 @@ def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if not isinstance(error, OperationalError) and not error.connection_invalidated:
-            raise
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
-        where = engine.url.render_as_string()
-        raise DatabaseUnavailable(f"the database {where} cannot be used: {reason}") from error
+        may_pass = isinstance(error, OperationalError) or error.connection_invalidated
+        kind = DatabaseUnavailable if may_pass else DatabaseError
+        raise kind(f"the database {engine.url.render_as_string()} cannot be used: {reason}") from error
 
 
 def check_schema(engine: Engine) -> None:

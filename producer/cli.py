@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,22 +18,15 @@ from models import db, fleet, jobs, ledger, queries
 from models.errors import QsitError, UsageError
 from models.queries import Progress
 from producer import report
+from producer.interrupts import Interrupted, raise_on_signals
 from producer.submit import Request, opened
 from producer.watch import LIVE_S, Watch, display
-from worker import settings
+from worker import COMMAND, SAFE_PATH, settings
 from worker.settings import Settings
 
 OK, COULD_NOT_RUN, WRONG_USAGE, HAS_FAILURES = 0, 1, 2, 3
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised in the main thread by SIGINT, SIGTERM and SIGHUP."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 def main() -> None:
@@ -44,8 +36,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; its exit status. Whatever the user can cause ends in one line."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), _interrupt)
+    raise_on_signals()
     try:
         status = cli.main(arguments, prog_name="qsit", standalone_mode=False)
         sys.stdout.flush()
@@ -59,15 +50,11 @@ def run(arguments: list[str]) -> int:
     except QsitError as error:
         _talk(f"qsit: {error}")
         return COULD_NOT_RUN
-    except (Interrupted, click.Abort) as stop:
-        return 128 + getattr(stop, "signum", signal.SIGINT)
+    except Interrupted as interrupted:
+        return interrupted.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
         return OK
-
-
-def _interrupt(signum: int, _: object) -> None:
-    raise Interrupted(signum)
 
 
 def _talk(line: str) -> None:
@@ -164,10 +151,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
             os.environ[variable] = value
     if roots:
         os.environ["QSIT_ROOTS"] = json.dumps([os.path.abspath(root) for root in roots])
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-    # -P: a folder called worker or models where the user stands must not be taken for ours
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker"])  # noqa: S606
+    os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
 
 
 @cli.command()

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from celery.platforms import set_pdeathsig
 
 from models.errors import QsitError
 from models.fleet import identity
+from worker import COMMAND, SAFE_PATH
 from worker.settings import Settings
 
 STOP_S = 20.0
@@ -43,7 +43,7 @@ class LocalRun:
         """
         for name, process in (("worker", self.worker), ("broker", self.broker)):
             if (status := process.poll()) is not None:
-                raise QsitError(f"{self._last_words(name, status)}; what is done is kept: run the same command again")
+                raise QsitError(self._last_words(name, status))
 
     def _last_words(self, name: str, status: int) -> str:
         lines = _lines(self.folder / f"{name}.log")
@@ -52,7 +52,7 @@ class LocalRun:
         ending = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         kept = Path(tempfile.gettempdir()) / f"qsit-{name}-{os.getpid()}.log"
         shutil.copyfile(self.folder / f"{name}.log", kept)
-        return f"the {name} {ending} (its log is {kept})"
+        return f"the {name} {ending} (its log is {kept}); what is done is kept: run the same command again"
 
 
 @contextlib.contextmanager
@@ -125,6 +125,7 @@ def _start_worker(
     folder: Path, url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[Path]
 ) -> "subprocess.Popen[bytes]":
     environment = os.environ | {
+        **SAFE_PATH,
         "QSIT_DATABASE_URL": settings.database_url,
         "QSIT_BROKER_URL": url,
         "QSIT_MODEL": model,
@@ -133,8 +134,7 @@ def _start_worker(
         "QSIT_PRIVATE_RUN": identity(),
         "QSIT_PRIVATE_JOB": str(job_id),
     }
-    # -P: a folder called worker or models where the user stands must not be taken for ours
-    return _start([sys.executable, "-P", "-m", "worker"], folder / "worker.log", environment)
+    return _start(COMMAND, folder / "worker.log", environment)
 
 
 def _start(command: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

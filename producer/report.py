@@ -121,6 +121,7 @@ def counts(progress: Progress) -> str:
 
 def summary(
     progress: Progress,
+    scored_now: int,
     seconds: float,
     worst: list[Result],
     best: list[Result],
@@ -128,8 +129,9 @@ def summary(
     database: str,
 ) -> Iterator[str]:
     """The lines that `qsit score` ends with."""
-    rate = f" in {seconds:.1f} s, {progress.scored / seconds:.2g} photos a second" if progress.scored else ""
-    yield f"job {progress.job}, {counts(progress)}{rate}"
+    yield f"job {progress.job}, {counts(progress)}"
+    if scored_now:
+        yield f"{count(scored_now, 'photo')} scored now, in {seconds:.1f} s: {scored_now / seconds:.2g} a second"
     if not progress.to_do:
         yield "nothing to do: every photo was scored or tried before (--rescore scores them again)"
     for title, rows in (("worst", worst), ("best", best)):
@@ -206,7 +208,7 @@ def status_lines(progress: Progress, reasons: dict[Reason, int], workers: list[W
 def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator[str]:
     """What a listing passed over, and what was not listed anew."""
     if not listed and not job.is_new:
-        yield f"job {job.id} exists already" + ("" if job.is_listed else "; another process lists it")
+        yield f"job {job.id} is there already" + ("" if job.is_listed else ", and another process lists it")
     if listing.ignored:
         kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
         yield f"passed over files that are no photos by their names: {kinds}"

@@ -11,6 +11,7 @@ from models import db, fleet, ledger, queries
 from models.ledger import Lane
 from models.queries import Progress, Wanted
 from producer import report
+from producer.interrupts import Interrupted
 from producer.local import LocalRun, local_run
 from producer.submit import Lister, Request, opened
 from producer.watch import Watch, display
@@ -36,12 +37,13 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
         dispatch.check_broker(app)
     ledger.free_the_dead(engine)
     with opened(engine, request, private=private) as lister:
+        scored_before = queries.progress(engine, lister.job.id).scored
         try:
             progress = _work(engine, chosen, lister, console, private=private)
-        except KeyboardInterrupt:
+        except Interrupted:
             _say_how_to_go_on(engine, lister, console)
             raise
-    _sum_up(engine, progress, time.monotonic() - began, console)
+    _sum_up(engine, progress, progress.scored - scored_before, time.monotonic() - began, console)
     return 0 if progress.tolerated else 3
 
 
@@ -93,12 +95,12 @@ def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     )  # fmt: skip
 
 
-def _sum_up(engine: Engine, progress: Progress, seconds: float, console: Console) -> None:
+def _sum_up(engine: Engine, progress: Progress, scored_now: int, seconds: float, console: Console) -> None:
     best = list(queries.results(engine, Wanted(job=progress.job, sort="-score", limit=SHOWN)))
     worst = list(queries.results(engine, Wanted(job=progress.job, sort="score", limit=SHOWN)))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
     reasons = queries.failures_by_reason(engine, progress.job)
     database = engine.url.render_as_string()
-    for line in report.summary(progress, seconds, worst, best, reasons, database):
+    for line in report.summary(progress, scored_now, seconds, worst, best, reasons, database):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

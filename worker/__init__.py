@@ -1,1 +1,9 @@
 """The worker: one loaded Q-SiT model a device, fed with chunks by Celery."""
+
+import sys
+
+COMMAND = [sys.executable, "-m", "worker"]
+"""Runs a worker; wants SAFE_PATH in its environment."""
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""So that a folder called worker or models where the user stands is not taken for ours, by no process of a worker."""

@@ -42,7 +42,14 @@ def configuration() -> dict[str, Any]:
     }
 
 
-app = Celery("qsit", include=["worker.tasks"])
+class App(Celery):
+    """
+    Celery by a name of ours. A spawned process unpickles it, and so imports this package before Celery's loader looks
+    for one called worker in the folder where the user stands.
+    """
+
+
+app = App("qsit", include=["worker.tasks"])
 app.add_defaults(configuration)
 
 

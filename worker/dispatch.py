@@ -2,6 +2,7 @@
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.utils.url import maybe_sanitize_url
 from sqlalchemy import Engine
 
 from models import ledger
@@ -51,6 +52,6 @@ def check_broker(app: Celery) -> None:
 
 
 def _unavailable(app: Celery, error: Exception) -> BrokerUnavailable:
-    where = app.connection_for_write().as_uri()
+    where = maybe_sanitize_url(app.conf.broker_url)
     reason = " ".join(str(error).split())
     return BrokerUnavailable(f"Redis at {where} does not answer ({reason}); start it, or set QSIT_BROKER_URL")

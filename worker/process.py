@@ -117,8 +117,10 @@ class Process:
         return self.stopping or self._lost
 
     def say(self, notice: str | None) -> None:
-        """Tell `status` what keeps this worker from working, or that nothing does."""
+        """Tell log and `status`, once, what keeps this worker from working, or that nothing does."""
         if notice != self.row.notice:
+            if notice is not None:
+                log.error("%s", notice)
             self.row.notice = notice
             fleet.say(self.engine, self.owner, notice=notice)
 
@@ -165,5 +167,6 @@ def here() -> Process:
 def begin(app: Celery, settings: Settings, device: str) -> None:
     """Make this process a worker's: load the model and announce it. Raises QsitError."""
     global _here
+    log.setLevel(logging.INFO)  # also where Celery was started with another level
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _here = Process(app, settings, device)

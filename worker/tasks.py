@@ -49,7 +49,6 @@ def _turn(here: process.Process, claim: ledger.Claim) -> None:
                 ledger.record(here.engine, claim, results, here.settings.lease_s)
                 here.say(None)
         except WorkerFault as fault:
-            log.error("%s", fault)
             here.say(str(fault))
             delay_s = FAULT_DELAY_S
     ledger.hand_back(here.engine, claim, delay_s=delay_s)

@@ -1,0 +1,21 @@
+"""Signals that end a command in order."""
+
+import signal
+
+
+class Interrupted(BaseException):
+    """Raised in the main thread by SIGINT, SIGTERM and SIGHUP. No KeyboardInterrupt, which click would swallow."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_status = 128 + signum
+
+
+def raise_on_signals() -> None:
+    """From now on, the three signals raise Interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _raise)
+
+
+def _raise(signum: int, _: object) -> None:
+    raise Interrupted(signum)

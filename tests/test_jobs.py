@@ -1,0 +1,252 @@
+"""Opening and listing jobs, on both databases."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from models import fleet, jobs, ledger, queries
+from models.db import now_s, reading, writing
+from models.errors import JobNotFound, LeaseLost, UsageError
+from models.jobs import JobSpec
+from models.ledger import Failed, Lane, Scored
+from models.states import JobState, Reason
+from models.tables import Chunk, Image, Item, Job
+
+SPEC = JobSpec(key="k", name=None, model="demo", revision="r1", procedure="rating-1/upright-1")
+LANE = Lane("demo", "r1")
+
+
+@dataclass(frozen=True)
+class Photo:
+    uri: str
+    version: str = "1"
+
+
+def photos(count: int, prefix: str = "file:///p/", version: str = "1") -> list[Photo]:
+    return [Photo(f"{prefix}{index:06d}.jpg", version) for index in range(count)]
+
+
+def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
+    job = jobs.open_job(engine, spec)
+    assert jobs.begin_listing(engine, job.id)
+    jobs.add_images(engine, job.id, found)
+    jobs.end_listing(engine, job.id)
+    return job.id
+
+
+def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT) -> int:
+    """Do all the work that a lane has; the number of items."""
+    number = 0
+    while messages := ledger.send(engine, lane, ahead=4, lease_s=60):
+        for message in messages:
+            claim = ledger.claim(engine, message.chunk_id, lane, fleet.identity(), 60)
+            assert claim is not None
+            results: list[Scored | Failed] = [
+                Failed(item.image_id, reason, "broken")
+                if item.uri in failing
+                else Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
+                for item in claim.items
+            ]
+            ledger.record(engine, claim, results, 60)
+            ledger.hand_back(engine, claim)
+            number += len(results)
+    return number
+
+
+def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
+    job_id = listed(engine, photos(3000))
+
+    with reading(engine) as connection:
+        sizes = list(connection.execute(select(Chunk.size).where(Chunk.job_id == job_id).order_by(Chunk.id)).scalars())
+    assert sum(sizes) == 3000
+    assert sizes[0] == jobs.SMALLEST_CHUNK
+    assert max(sizes) <= jobs.CHUNK_SIZE
+    progress = queries.progress(engine, job_id)
+    assert (progress.listed, progress.queued, progress.skipped) == (3000, 3000, 0)
+
+
+def test_the_same_command_reopens_its_unfinished_job_and_makes_a_new_one_after(engine: Engine) -> None:
+    first = listed(engine, photos(3))
+
+    again = jobs.open_job(engine, SPEC)
+    assert (again.id, again.is_new, again.is_listed) == (first, False, True)
+
+    score_all(engine)
+    assert jobs.open_job(engine, SPEC).id != first
+
+
+def test_another_revision_of_the_model_is_another_job(engine: Engine) -> None:
+    first = listed(engine, photos(3))
+
+    assert jobs.open_job(engine, replace(SPEC, revision="r2")).id != first
+
+
+def test_a_name_returns_its_job_even_when_finished(engine: Engine) -> None:
+    named = replace(SPEC, name="night")
+    first = listed(engine, photos(3), named)
+    score_all(engine)
+
+    again = jobs.open_job(engine, named)
+
+    assert (again.id, again.state) == (first, JobState.FINISHED)
+
+
+def test_a_name_of_other_sources_is_refused(engine: Engine) -> None:
+    listed(engine, photos(3), replace(SPEC, name="night"))
+
+    with pytest.raises(UsageError, match="choose another --name"):
+        jobs.open_job(engine, replace(SPEC, name="night", key="other"))
+
+
+def test_what_has_its_score_is_skipped(engine: Engine) -> None:
+    listed(engine, photos(5))
+    score_all(engine)
+
+    second = listed(engine, photos(7), replace(SPEC, key="other"))
+
+    progress = queries.progress(engine, second)
+    assert (progress.listed, progress.skipped, progress.queued) == (7, 5, 2)
+
+
+def test_another_procedure_skips_nothing(engine: Engine) -> None:
+    listed(engine, photos(5))
+    score_all(engine)
+
+    second = listed(engine, photos(5), replace(SPEC, procedure="rating-1/as-stored-1"))
+
+    assert queries.progress(engine, second).queued == 5
+
+
+def test_rescore_skips_nothing(engine: Engine) -> None:
+    listed(engine, photos(5))
+    score_all(engine, failing=("file:///p/000001.jpg",))
+
+    second = listed(engine, photos(5), replace(SPEC, key="again", rescore=True))
+
+    assert queries.progress(engine, second).queued == 5
+    assert score_all(engine) == 5
+
+
+def test_a_changed_photo_is_scored_again_and_both_scores_stay(engine: Engine) -> None:
+    listed(engine, photos(3))
+    score_all(engine)
+
+    second = listed(engine, [*photos(2), Photo("file:///p/000002.jpg", "2")], replace(SPEC, key="other"))
+
+    assert queries.progress(engine, second).queued == 1
+    score_all(engine)
+    current = list(queries.results(engine, queries.Wanted()))
+    assert sorted(result.version for result in current) == ["1", "1", "2"]
+    assert len(list(queries.results(engine, queries.Wanted(all_versions=True)))) == 4
+
+
+def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
+    listed(engine, photos(1))
+    score_all(engine)
+    listed(engine, photos(1, version="2"), replace(SPEC, key="2"))
+    score_all(engine)
+
+    third = listed(engine, photos(1), replace(SPEC, key="3"))
+
+    assert queries.progress(engine, third).skipped == 1
+    assert [result.version for result in queries.results(engine, queries.Wanted())] == ["1"]
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Image).where(Image.current)).scalar() == 1
+
+
+@pytest.mark.parametrize(("reason", "skipped"), [(Reason.CORRUPT, 1), (Reason.MISSING, 0), (Reason.UNREADABLE, 0)])
+def test_what_failed_by_its_own_fault_is_skipped_until_it_changes(engine: Engine, reason: Reason, skipped: int) -> None:
+    listed(engine, photos(3))
+    score_all(engine, failing=("file:///p/000001.jpg",), reason=reason)
+
+    second = listed(engine, photos(3), replace(SPEC, key="other"))
+    changed = listed(engine, photos(3, version="2"), replace(SPEC, key="third"))
+
+    assert queries.progress(engine, second).skipped_failed == skipped
+    assert queries.progress(engine, changed).queued == 3
+
+
+def test_an_interrupted_listing_is_taken_up_and_counted_once(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    assert jobs.begin_listing(engine, job.id)
+    jobs.add_images(engine, job.id, photos(100))
+    jobs.give_up_listing(engine, job.id)
+    assert not queries.progress(engine, job.id).is_listed
+
+    assert jobs.begin_listing(engine, job.id)
+    jobs.add_images(engine, job.id, photos(100))
+    jobs.add_images(engine, job.id, photos(50, prefix="file:///q/"))
+    jobs.end_listing(engine, job.id)
+
+    progress = queries.progress(engine, job.id)
+    assert (progress.is_listed, progress.listed, progress.queued) == (True, 150, 150)
+
+
+def test_a_photo_named_twice_is_one_item(engine: Engine) -> None:
+    job_id = listed(engine, [*photos(4), *photos(2)])
+
+    assert queries.progress(engine, job_id).to_do == 4
+
+
+def test_only_one_process_lists_a_job(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    with writing(engine) as connection:
+        connection.execute(update(Job).values(lister="elsewhere:1:0.0", lister_until=now_s() + 60))
+
+    assert not jobs.begin_listing(engine, job.id)
+    with pytest.raises(LeaseLost):
+        jobs.add_images(engine, job.id, photos(3))
+
+
+def test_a_lister_that_died_here_is_replaced_at_once(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    host = fleet.identity().split(":")[0]
+    with writing(engine) as connection:
+        connection.execute(update(Job).values(lister=f"{host}:999999999:0.00", lister_until=now_s() + 60))
+
+    assert jobs.begin_listing(engine, job.id)
+
+
+def test_a_job_of_nothing_new_is_finished_when_listed(engine: Engine) -> None:
+    listed(engine, photos(3))
+    score_all(engine)
+
+    second = listed(engine, photos(3), replace(SPEC, key="other"))
+
+    assert queries.progress(engine, second).state is JobState.FINISHED
+
+
+def test_a_job_is_not_finished_while_it_is_being_listed(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    jobs.begin_listing(engine, job.id)
+    jobs.add_images(engine, job.id, photos(3))
+    score_all(engine)
+    assert queries.progress(engine, job.id).state is JobState.ACTIVE
+
+    jobs.end_listing(engine, job.id)
+
+    assert queries.progress(engine, job.id).state is JobState.FINISHED
+
+
+def test_jobs_are_found_by_number_name_or_as_the_latest(engine: Engine) -> None:
+    with pytest.raises(JobNotFound, match="no job yet"):
+        jobs.find_job(engine, None)
+    first = listed(engine, photos(1), replace(SPEC, name="night"))
+    second = listed(engine, photos(1), replace(SPEC, key="other"))
+
+    assert jobs.find_job(engine, "night") == jobs.find_job(engine, str(first)) == first
+    assert jobs.find_job(engine, None) == second
+    with pytest.raises(JobNotFound, match="no job 77"):
+        jobs.find_job(engine, "77")
+
+
+def test_an_empty_job_leaves_no_trace(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    jobs.begin_listing(engine, job.id)
+
+    jobs.drop_empty(engine, job.id)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(Item)).scalar() == 0

@@ -1,0 +1,321 @@
+"""The life of a chunk, on both databases."""
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from models import fleet, jobs, ledger, queries
+from models.db import now_s, reading, writing
+from models.errors import LeaseLost
+from models.ledger import Claim, Failed, Lane, Scored
+from models.states import ChunkState, JobState, Reason
+from models.tables import Chunk, Job, Score, Worker
+from tests.test_jobs import LANE, SPEC, listed, photos, score_all
+
+HERE = fleet.identity()
+DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
+
+
+def claimed(engine: Engine, owner: str = HERE) -> Claim:
+    """The first chunk of what waits, sent and claimed."""
+    (message,) = ledger.send(engine, LANE, ahead=1, lease_s=60)
+    claim = ledger.claim(engine, message.chunk_id, LANE, owner, 60)
+    assert claim is not None
+    return claim
+
+
+def good(image_id: int, score: float = 0.5) -> Scored:
+    return Scored(image_id, score, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
+
+
+def expire(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(update(Chunk).values(until=now_s() - 1))
+
+
+def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+
+    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+
+    assert message.uris == [photo.uri for photo in photos(3)]
+    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+
+
+def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
+    listed(engine, photos(500))
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 2
+
+    for number in range(3):
+        worker = Worker(
+            owner=f"far:{number}:1.00", broker="", model="demo", revision="r1", device="cpu", dtype="float32",
+            state="ready",
+        )  # fmt: skip
+        fleet.announce(engine, worker)
+
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 4
+
+
+def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
+    slow = listed(engine, photos(64), replace(SPEC, key="a"))
+    fair = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
+    urgent = listed(engine, photos(16, "file:///r/"), replace(SPEC, key="c", priority=5))
+
+    order = []
+    for _ in range(5):
+        claim = claimed(engine)
+        order.append(claim.job_id)
+
+    assert order == [urgent, slow, fair, slow, fair]
+
+
+def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
+    job_id = listed(engine, photos(3), replace(SPEC, private=True))
+
+    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    private = Lane("demo", "r1", HERE, job_id)
+    (message,) = ledger.send(engine, private, ahead=2, lease_s=60)
+    assert ledger.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
+    assert ledger.claim(engine, message.chunk_id, private, HERE, 60) is not None
+
+
+def test_a_chunk_is_claimed_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+
+    assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    assert len(claim.items) == 3
+
+
+def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
+    listed(engine, photos(3))
+    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+
+    assert ledger.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
+    assert ledger.claim(engine, 12345, LANE, HERE, 60) is None
+
+
+def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+    with writing(engine) as connection:
+        connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.CANCELLED))
+
+    assert ledger.claim(engine, message.chunk_id, LANE, HERE, 60) is None
+
+
+def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    first, second, third = (item.image_id for item in claim.items)
+
+    ledger.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
+    assert queries.progress(engine, job_id).running == 1
+    ledger.record(engine, claim, [good(third)], 60)
+    ledger.hand_back(engine, claim)
+
+    progress = queries.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.state) == (2, 1, JobState.FINISHED)
+    assert queries.failures_by_reason(engine, job_id) == {Reason.CORRUPT: 1}
+    result = next(queries.results(engine, queries.Wanted()))
+    assert (result.score, result.logits, result.job) == (0.25, (0.0, 1.0, 2.0, 3.0, 4.0), job_id)
+    (failure,) = queries.failures(engine, job_id)
+    assert (failure.uri, failure.reason, failure.message) == (photos(3)[1].uri, Reason.CORRUPT, "broken")
+
+
+def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine)
+    first = claim.items[0].image_id
+
+    ledger.record(engine, claim, [good(first)], 60)
+    ledger.record(engine, claim, [good(first), Failed(first, Reason.CORRUPT, "no")], 60)
+
+    progress = queries.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
+
+
+def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    ledger.start(engine, claim, [item.image_id for item in claim.items])
+    ledger.record(engine, claim, [good(claim.items[0].image_id)], 60)
+
+    ledger.hand_back(engine, claim)
+
+    again = claimed(engine)
+    assert [item.uri for item in again.items] == [photo.uri for photo in photos(3)[1:]]
+    assert not any(item.suspect for item in again.items)
+
+
+def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+
+    ledger.hand_back(engine, claim, delay_s=60)
+
+    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    expire(engine)
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    late = claimed(engine)
+    image_id = late.items[0].image_id
+    expire(engine)
+    owner = claimed(engine)
+
+    with pytest.raises(LeaseLost):
+        ledger.record(engine, late, [good(image_id)], 60)
+    with pytest.raises(LeaseLost):
+        ledger.start(engine, late, [image_id])
+    with writing(engine) as connection:
+        assert not ledger.extend(connection, late, 60)
+        assert ledger.extend(connection, owner, 60)
+    ledger.hand_back(engine, late)
+
+    assert queries.progress(engine, job_id).running == 3
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 0
+
+
+def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    expire(engine)
+
+    with writing(engine) as connection:
+        assert ledger.extend(connection, claim, 60)
+
+    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+
+
+def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    ledger.send(engine, LANE, ahead=2, lease_s=60)
+    expire(engine)
+
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+
+    ledger.unsend(engine, [message.chunk_id])
+
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claimed(engine, owner=DEAD)
+    listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
+    claimed(engine, owner="far:1:1.00")
+
+    assert ledger.free_the_dead(engine) == 1
+
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
+    listed(engine, photos(40))
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=600)) == 2
+
+    assert ledger.recover(engine) == 2
+
+    assert ledger.lanes(engine) == [LANE]
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=600)) == 2
+
+
+def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine, owner=DEAD)
+    ledger.start(engine, claim, [claim.items[0].image_id])
+
+    ledger.free_the_dead(engine)
+
+    assert [item.suspect for item in claimed(engine).items] == [True, False, False]
+
+
+def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine, owner=DEAD)
+    bad = claim.items[0].image_id
+    ledger.start(engine, claim, [item.image_id for item in claim.items])
+    ledger.free_the_dead(engine)
+
+    for losses in range(3):
+        assert queries.progress(engine, job_id).failed == 0, losses
+        claim = claimed(engine, owner=DEAD)
+        assert bad in [item.image_id for item in claim.items]
+        ledger.start(engine, claim, [bad], alone=True)
+        ledger.free_the_dead(engine)
+
+    assert queries.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
+    assert [item.image_id for item in claimed(engine).items] != [bad]
+
+
+def test_losses_beside_others_never_condemn(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+
+    for _ in range(6):
+        claim = claimed(engine, owner=DEAD)
+        ledger.start(engine, claim, [item.image_id for item in claim.items])
+        ledger.free_the_dead(engine)
+
+    assert queries.progress(engine, job_id).failed == 0
+    assert score_all(engine) == 2
+    assert queries.progress(engine, job_id).state is JobState.FINISHED
+
+
+def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
+    job_id = listed(engine, photos(1))
+    for _ in range(3):
+        claim = claimed(engine, owner=DEAD)
+        ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
+        ledger.free_the_dead(engine)
+
+    jobs.finish_done_jobs(engine)
+
+    assert queries.progress(engine, job_id).state is JobState.FINISHED
+
+
+def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
+    first = listed(engine, photos(3), replace(SPEC, key="a"))
+    second = listed(engine, photos(4), replace(SPEC, key="b", priority=-1))
+    claim = claimed(engine)
+    assert claim.job_id == first
+    ledger.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    ledger.hand_back(engine, claim)
+
+    claim = claimed(engine)
+
+    assert (claim.job_id, len(claim.items)) == (second, 1)
+    assert queries.progress(engine, second).scored == 3
+
+
+def test_rescoring_overwrites(engine: Engine) -> None:
+    listed(engine, photos(1))
+    score_all(engine)
+    second = listed(engine, photos(1), replace(SPEC, key="again", rescore=True))
+
+    claim = claimed(engine)
+    ledger.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
+
+    (result,) = queries.results(engine, queries.Wanted())
+    assert (result.score, result.job) == (0.75, second)
+
+
+def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
+    listed(engine, photos(1))
+    score_all(engine)
+    expire(engine)
+
+    ledger.send(engine, LANE, ahead=2, lease_s=60)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE

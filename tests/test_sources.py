@@ -1,0 +1,531 @@
+"""Listing folders as they really are, and reading no more than what was listed."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import pytest
+
+from models.errors import ImageError, SourceError, WorkerFault
+from models.states import Reason
+from worker.sources import Found, Listing, local_path, path_of, prefix_of, read, uri_of
+
+CONTENT = b"a photo, as far as a listing knows"
+
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its mode")
+
+
+def put(path: Path, content: bytes = CONTENT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def names(folder: Path, listing: Listing | None = None) -> list[str]:
+    """What a folder's listing has, as paths within it, in order."""
+    found = (listing or Listing()).walk(str(folder))
+    return [str(path_of(one.uri).relative_to(folder)) for one in found]
+
+
+def version(path: Path) -> str:
+    [found] = Listing().walk(str(path))
+    return found.version
+
+
+def fails(uri: str, listed: str, roots: list[Path]) -> ImageError:
+    with pytest.raises(ImageError) as error:
+        read(uri, listed, roots)
+    assert "\n" not in str(error.value)
+    return error.value
+
+
+def test_a_listing_has_the_order_of_names_with_files_before_folders(tmp_path: Path) -> None:
+    for name in (
+        "b/2.jpg",
+        "b/1.jpg",
+        "a/z.jpg",
+        "a/deep/1.jpg",
+        "c.jpg",
+        "a.jpg",
+        "B.jpg",
+        "é.jpg",
+        "10.jpg",
+        "9.jpg",
+    ):
+        put(tmp_path / name)
+
+    assert names(tmp_path) == [
+        "10.jpg", "9.jpg", "B.jpg", "a.jpg", "c.jpg", "é.jpg",
+        "a/z.jpg", "a/deep/1.jpg",
+        "b/1.jpg", "b/2.jpg",
+    ]  # fmt: skip
+
+
+def test_a_photo_is_listed_with_its_size_and_time(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a.jpg")
+    os.utime(photo, ns=(1, 1234567890123456789))
+
+    assert list(Listing().walk(str(tmp_path))) == [Found(photo.as_uri(), f"{len(CONTENT)}-1234567890123456789")]
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "tif", "tiff"),
+        *("gif", "bmp", "jp2", "j2k", "mpo", "heic", "heif", "JPG", "Jpeg"),
+    ],
+)
+def test_photos_are_known_by_their_endings(tmp_path: Path, ending: str) -> None:
+    put(tmp_path / f"a.{ending}")
+
+    assert names(tmp_path) == [f"a.{ending}"]
+
+
+def test_other_files_are_counted_by_their_endings(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.txt", "b.TXT", "sub/c.txt", "notes", "a.jpg.xmp"):
+        put(tmp_path / name)
+    listing = Listing()
+
+    assert names(tmp_path, listing) == ["a.jpg"]
+    assert listing.ignored == {".txt": 3, "no ending": 1, ".xmp": 1}
+
+
+def test_what_systems_and_programs_leave_behind_is_skipped(tmp_path: Path) -> None:
+    for name in (
+        "@eaDir/a.jpg",
+        "#recycle/a.jpg",
+        "$RECYCLE.BIN/a.jpg",
+        "System Volume Information/a.jpg",
+        "Catalog Previews.lrdata/a.jpg",
+        ".hidden/a.jpg",
+        ".thumbnails/a.jpg",
+        "._x.jpg",
+        ".a.jpg",
+        "Thumbs.db",
+        "sub/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    ):
+        put(tmp_path / name)
+    put(tmp_path / "sub/kept.jpg")
+    listing = Listing()
+
+    assert names(tmp_path, listing) == ["sub/kept.jpg"]
+    assert listing.ignored == {}
+
+
+def test_a_hidden_folder_that_is_named_itself_is_listed(tmp_path: Path) -> None:
+    put(tmp_path / ".secret/a.jpg")
+
+    assert names(tmp_path / ".secret") == ["a.jpg"]
+
+
+def test_globs_exclude_by_name_and_by_path(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.gif", "thumbs/a.jpg", "2023/raw/a.jpg", "2023/out/a.jpg", "raw/a.jpg"):
+        put(tmp_path / name)
+
+    assert names(tmp_path, Listing(exclude=["*.gif", "thumbs"])) == [
+        "a.jpg",
+        "2023/out/a.jpg",
+        "2023/raw/a.jpg",
+        "raw/a.jpg",
+    ]
+    assert names(tmp_path, Listing(exclude=[f"{tmp_path}/2023/raw"])) == [
+        "a.gif",
+        "a.jpg",
+        "2023/out/a.jpg",
+        "raw/a.jpg",
+        "thumbs/a.jpg",
+    ]
+    assert names(tmp_path, Listing(exclude=["*/2023/*"])) == ["a.gif", "a.jpg", "raw/a.jpg", "thumbs/a.jpg"]
+    assert names(tmp_path, Listing(exclude=["A.JPG"])).count("a.jpg") == 1
+
+
+def test_loops_of_links_come_to_an_end(tmp_path: Path) -> None:
+    put(tmp_path / "sub/a.jpg")
+    (tmp_path / "sub/up").symlink_to("..")
+    (tmp_path / "sub/self").symlink_to(".")
+    (tmp_path / "round").symlink_to("round")
+
+    assert names(tmp_path) == ["sub/a.jpg"]
+
+
+def test_a_folder_that_is_linked_twice_is_listed_once(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/a.jpg")
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "one").symlink_to("../elsewhere")
+    (library / "two").symlink_to("../elsewhere")
+
+    assert names(library) == ["one/a.jpg"]
+
+
+def test_linked_photos_are_listed_under_the_name_of_the_link(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/a.jpg")
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "link.jpg").symlink_to("../elsewhere/a.jpg")
+
+    assert names(library) == ["link.jpg"]
+
+
+def test_a_link_to_nothing_is_listed_so_that_somebody_hears_of_it(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    (tmp_path / "gone.txt").symlink_to("nowhere.txt")
+
+    found = list(Listing().walk(str(tmp_path)))
+
+    assert [one.uri for one in found] == [uri_of(tmp_path / "gone.jpg"), uri_of(tmp_path / "round.jpg")]
+    assert fails(found[0].uri, found[0].version, [tmp_path]).reason is Reason.MISSING
+    assert fails(found[1].uri, found[1].version, [tmp_path]).reason is Reason.UNREADABLE
+
+
+def test_a_folder_named_like_a_photo_is_walked(tmp_path: Path) -> None:
+    put(tmp_path / "x.jpg/inside.jpg")
+
+    assert names(tmp_path) == ["x.jpg/inside.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"\xff.jpg", b"100%.jpg", b"%41.jpg", b"a b.jpg", b"a#b.jpg"),
+        *(b"a?b=c.jpg", b"a:b;c&d.jpg", b"a\nb.jpg", "é☺.jpg".encode()),
+    ],
+)
+def test_names_of_any_bytes_survive_the_way_through_a_uri(tmp_path: Path, name: bytes) -> None:
+    path = os.fsencode(tmp_path) + b"/" + name
+    try:
+        with open(path, "wb") as file:
+            file.write(CONTENT)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+
+    [found] = Listing().walk(str(tmp_path))
+
+    assert found.uri.isascii()
+    assert found.uri.isprintable()
+    assert " " not in found.uri
+    assert unquote_to_bytes(found.uri) == b"file://" + path
+    assert path_of(found.uri) == Path(os.fsdecode(path))
+    assert read(found.uri, found.version, [tmp_path]) == CONTENT
+
+
+@pytest.mark.parametrize("name", ["photo", "photo.raw", ".photo.jpg", "Thumbs.db"])
+def test_a_file_that_is_named_itself_is_listed_whatever_its_name(tmp_path: Path, name: str) -> None:
+    photo = put(tmp_path / name)
+
+    [found] = Listing(exclude=["*"]).walk(str(photo))
+
+    assert found.uri == uri_of(photo)
+    assert read(found.uri, found.version, [tmp_path]) == CONTENT
+
+
+def test_a_source_may_be_a_file_uri(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a b.jpg")
+
+    assert [found.uri for found in Listing().walk(tmp_path.as_uri())] == [photo.as_uri()]
+    assert [found.uri for found in Listing().walk(photo.as_uri())] == [photo.as_uri()]
+
+
+def test_relative_paths_and_home_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = put(tmp_path / "sub/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    for source in ("sub", "./sub/", "sub/../sub", "~/sub"):
+        assert [found.uri for found in Listing().walk(source)] == [photo.as_uri()]
+
+
+def test_links_in_the_name_of_a_source_are_kept(tmp_path: Path) -> None:
+    put(tmp_path / "disk7/a.jpg")
+    (tmp_path / "photos").symlink_to("disk7")
+
+    assert [found.uri for found in Listing().walk(str(tmp_path / "photos"))] == [uri_of(tmp_path / "photos/a.jpg")]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.jpg/below", "x" * 300, "a\0b"])
+def test_a_source_that_is_not_there_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "file.jpg")
+
+    with pytest.raises(SourceError) as refused:
+        list(Listing().walk(f"{tmp_path}/{name}"))
+
+    assert str(refused.value).startswith("cannot read")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/photos", "http://example.org/a.jpg"])
+def test_sources_of_another_kind_are_refused_in_one_line(source: str) -> None:
+    with pytest.raises(SourceError) as refused:
+        list(Listing().walk(source))
+
+    kind = source.split(":", maxsplit=1)[0]
+    assert str(refused.value) == f"{kind}:// sources are not supported by this version; name a folder or a file"
+
+
+@not_as_root
+def test_a_folder_that_cannot_be_read_is_noted_and_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg")
+    put(tmp_path / "locked/b.jpg")
+    put(tmp_path / "open/c.jpg")
+    (tmp_path / "locked").chmod(0)
+    listing = Listing()
+
+    listed = names(tmp_path, listing)
+    (tmp_path / "locked").chmod(0o700)
+
+    assert listed == ["a.jpg", "open/c.jpg"]
+    assert listing.unreadable == [f"{tmp_path / 'locked'}: Permission denied"]
+
+
+@not_as_root
+def test_a_source_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+
+    with pytest.raises(SourceError, match=r"cannot list .*locked: Permission denied"):
+        list(Listing().walk(str(locked)))
+
+
+@not_as_root
+def test_what_lies_in_a_folder_that_cannot_be_entered_is_noted(tmp_path: Path) -> None:
+    put(tmp_path / "names only/sub/a.jpg")
+    (tmp_path / "names only").chmod(0o400)
+    listing = Listing()
+
+    listed = names(tmp_path, listing)
+    (tmp_path / "names only").chmod(0o700)
+
+    assert listed == []
+    assert listing.unreadable == [f"{tmp_path / 'names only/sub'}: Permission denied"]
+
+
+def test_a_folder_that_goes_away_meanwhile_is_noted(tmp_path: Path) -> None:
+    put(tmp_path / "z.jpg")
+    gone = put(tmp_path / "sub/a.jpg")
+    listing = Listing()
+
+    walk = listing.walk(str(tmp_path))
+    first = next(walk)
+    gone.unlink()
+    gone.parent.rmdir()
+
+    assert first.uri == uri_of(tmp_path / "z.jpg")
+    assert list(walk) == []
+    assert listing.unreadable == [f"{tmp_path / 'sub'}: No such file or directory"]
+
+
+def test_deep_folders_are_walked_to_the_bottom(tmp_path: Path) -> None:
+    bottom = tmp_path.joinpath(*["d"] * 200)
+    put(bottom / "a.jpg")
+
+    [found] = Listing().walk(str(tmp_path))
+
+    assert path_of(found.uri) == bottom / "a.jpg"
+
+
+def test_a_listing_streams(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        put(tmp_path / folder / "1.jpg")
+    walk = Listing().walk(str(tmp_path))
+    next(walk)
+
+    put(tmp_path / "b/2.jpg")
+
+    assert [path_of(found.uri).name for found in walk] == ["1.jpg", "2.jpg"]
+
+
+def test_prefixes_end_where_folders_end(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+
+    assert prefix_of(str(folder)) == uri_of(folder) + "/"
+    assert prefix_of(f"{tmp_path}/nowhere/") == uri_of(tmp_path) + "/nowhere/"
+    assert prefix_of(f"{tmp_path}/IMG_1") == uri_of(tmp_path) + "/IMG_1"
+    assert prefix_of("s3://bucket/2023") == "s3://bucket/2023"
+
+
+def test_a_local_path_is_absolute() -> None:
+    assert local_path("photos") == Path.cwd() / "photos"
+    assert local_path("file:///photos/a%20b") == Path("/photos/a b")
+
+
+def test_what_was_listed_is_read(tmp_path: Path) -> None:
+    photo = put(tmp_path / "sub/a.jpg")
+
+    assert read(uri_of(photo), version(photo), [Path("/nowhere"), tmp_path]) == CONTENT
+
+
+def test_an_empty_file_is_read_as_it_is(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a.jpg", b"")
+
+    assert read(uri_of(photo), version(photo), [tmp_path]) == b""
+
+
+def test_a_photo_that_is_gone_is_missing(tmp_path: Path) -> None:
+    photo = put(tmp_path / "sub/a.jpg")
+    listed = version(photo)
+    photo.unlink()
+
+    assert fails(uri_of(photo), listed, [tmp_path]).reason is Reason.MISSING
+
+    photo.parent.rmdir()
+    assert fails(uri_of(photo), listed, [tmp_path]).reason is Reason.MISSING
+
+
+def rewritten(photo: Path) -> None:
+    photo.write_bytes(CONTENT + b"!")
+
+
+def touched(photo: Path) -> None:
+    os.utime(photo, ns=(1, 1))
+
+
+@pytest.mark.parametrize("change", [rewritten, touched])
+def test_a_photo_that_changed_is_not_read(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    photo = put(tmp_path / "a.jpg")
+    listed = version(photo)
+    change(photo)
+
+    assert fails(uri_of(photo), listed, [tmp_path]).reason is Reason.CHANGED
+
+
+def test_a_folder_is_no_photo(tmp_path: Path) -> None:
+    folder = tmp_path / "a.jpg"
+    folder.mkdir()
+    descriptors = set(os.listdir("/dev/fd"))
+
+    assert fails(uri_of(folder), "1-1", [tmp_path]).reason is Reason.NOT_AN_IMAGE
+    assert set(os.listdir("/dev/fd")) == descriptors
+
+
+def test_a_named_pipe_is_no_photo_and_blocks_nobody(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.jpg"
+    os.mkfifo(pipe)
+    listed = version(pipe)
+    outcome: list[ImageError] = []
+    reader = threading.Thread(target=lambda: outcome.append(fails(uri_of(pipe), listed, [tmp_path])), daemon=True)
+
+    reader.start()
+    reader.join(30)
+
+    assert [error.reason for error in outcome] == [Reason.NOT_AN_IMAGE]
+
+
+def test_a_photo_below_a_file_cannot_be_opened(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg")
+
+    assert fails(uri_of(tmp_path / "a.jpg/b.jpg"), "1-1", [tmp_path]).reason is Reason.UNREADABLE
+
+
+@not_as_root
+def test_a_photo_without_permission_is_unreadable(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a.jpg")
+    listed = version(photo)
+    photo.chmod(0)
+
+    error = fails(uri_of(photo), listed, [tmp_path])
+
+    assert error.reason is Reason.UNREADABLE
+    assert "Permission denied" in str(error)
+
+
+def test_a_link_within_the_roots_is_followed(tmp_path: Path) -> None:
+    put(tmp_path / "two/a.jpg")
+    (tmp_path / "one").mkdir()
+    link = tmp_path / "one/link.jpg"
+    link.symlink_to("../two/a.jpg")
+
+    assert read(uri_of(link), version(link), [tmp_path / "one", tmp_path / "two"]) == CONTENT
+
+
+@pytest.mark.parametrize("link", ["link.jpg", "folder/a.jpg"])
+def test_a_link_out_of_the_roots_is_not_followed(tmp_path: Path, link: str) -> None:
+    secret = put(tmp_path / "secrets/a.jpg")
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "link.jpg").symlink_to(secret)
+    (root / "folder").symlink_to(secret.parent)
+
+    error = fails(uri_of(root / link), version(secret), [root])
+
+    assert error.reason is Reason.OUTSIDE
+    assert str(secret) in str(error)
+
+
+def test_a_root_may_be_a_link(tmp_path: Path) -> None:
+    photo = put(tmp_path / "disk7/a.jpg")
+    root = tmp_path / "photos"
+    root.symlink_to("disk7")
+
+    assert read(uri_of(root / "a.jpg"), version(photo), [root]) == CONTENT
+
+
+def test_a_neighbour_that_begins_like_a_root_is_not_under_it(tmp_path: Path) -> None:
+    photo = put(tmp_path / "photos-private/a.jpg")
+    (tmp_path / "photos").mkdir()
+
+    with pytest.raises(WorkerFault, match="under none of this worker's roots"):
+        read(uri_of(photo), version(photo), [tmp_path / "photos"])
+
+
+def test_without_roots_nothing_is_read(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a.jpg")
+
+    with pytest.raises(WorkerFault, match="QSIT_ROOTS"):
+        read(uri_of(photo), version(photo), [])
+
+
+def test_a_path_that_climbs_is_not_followed(tmp_path: Path) -> None:
+    photo = put(tmp_path / "a.jpg")
+    (tmp_path / "root/sub").mkdir(parents=True)
+
+    for climbing in (
+        "root/../a.jpg",
+        "root/sub/../../a.jpg",
+        "root/sub/%2E%2E/%2e%2e/a.jpg",
+        "root/sub%2F..%2F../a.jpg",
+    ):
+        with pytest.raises(WorkerFault):
+            read(f"{uri_of(tmp_path)}/{climbing}", version(photo), [tmp_path / "root"])
+
+
+@pytest.mark.parametrize("name", ["not mounted", "not mounted/deeper", "x" * 300])
+def test_a_root_that_is_not_there_is_the_fault_of_the_worker(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+
+    with pytest.raises(WorkerFault) as fault:
+        read(uri_of(root / "a.jpg"), "1-1", [root])
+
+    assert str(root) in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a.jpg", "http://example.org/a.jpg", "/photos/a.jpg", "FILE:///photos/a.jpg"]
+)
+def test_other_uris_are_the_fault_of_the_worker(uri: str) -> None:
+    with pytest.raises(WorkerFault, match="this worker reads no"):
+        read(uri, "1-1", [Path("/")])
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = put(tmp_path / "a.jpg")
+    monkeypatch.setattr("worker.sources.MAX_BYTES", len(CONTENT))
+    assert read(uri_of(photo), version(photo), [tmp_path]) == CONTENT
+
+    monkeypatch.setattr("worker.sources.MAX_BYTES", len(CONTENT) - 1)
+    error = fails(uri_of(photo), version(photo), [tmp_path])
+
+    assert error.reason is Reason.TOO_LARGE
+    assert f"{len(CONTENT)} bytes are more than the limit of {len(CONTENT) - 1}" in str(error)
+
+
+def test_a_large_file_with_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    with photo.open("wb") as file:
+        file.truncate(10**12)
+
+    assert fails(uri_of(photo), version(photo), [tmp_path]).reason is Reason.TOO_LARGE
