@@ -138,6 +138,11 @@ def _translated(engine: Engine) -> Iterator[None]:
         raise kind(f"the database {engine.url.render_as_string()} cannot be used: {reason}") from error
 
 
+def storable(text: str) -> str:
+    """Text that every database takes: undecodable bytes of file names, and NUL, are spelled out."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
 def check_schema(engine: Engine) -> None:
     """
     Passes when the database has this program's schema.
@@ -146,13 +151,24 @@ def check_schema(engine: Engine) -> None:
         SchemaMismatch: when it has none, or another one; names the command to run.
     """
     found = _schema_of(engine)
-    where = engine.url.render_as_string()
-    if found is None:
-        raise SchemaMismatch(f"the database {where} has no qsit schema yet; run: qsit db upgrade")
-    if found > SCHEMA:
-        raise SchemaMismatch(f"the database {where} has schema {found}, newer than this qsit ({SCHEMA}); upgrade qsit")
-    if found < SCHEMA:
-        raise SchemaMismatch(f"the database {where} has schema {found}, this qsit needs {SCHEMA}; run: qsit db upgrade")
+    if found == SCHEMA:
+        return
+    refuse_newer_schema(engine)
+    has = "no qsit schema yet" if found is None else f"schema {found}, and this qsit needs {SCHEMA}"
+    raise SchemaMismatch(f"the database {engine.url.render_as_string()} has {has}; run: qsit db upgrade")
+
+
+def refuse_newer_schema(engine: Engine) -> None:
+    """
+    Passes when the database has no schema, an older one or this program's.
+
+    Raises:
+        SchemaMismatch: when a newer qsit has made it.
+    """
+    found = _schema_of(engine)
+    if found is not None and found > SCHEMA:
+        where = engine.url.render_as_string()
+        raise SchemaMismatch(f"the database {where} has schema {found}, newer than this qsit's {SCHEMA}; upgrade qsit")
 
 
 def _schema_of(engine: Engine) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 from sqlalchemy import Connection, Engine, delete, select, update
 
-from models.db import now_s, reading, writing
+from models.db import now_s, reading, storable, writing
 from models.states import WorkerState
 from models.tables import Worker
 
@@ -66,7 +66,7 @@ def beat(connection: Connection, owner: str) -> None:
 
 def say(engine: Engine, owner: str, *, state: WorkerState | None = None, notice: str | None = None) -> None:
     """Change what a worker has to say: its state if given, and its notice."""
-    values: dict[str, object] = {"seen_at": now_s(), "notice": notice}
+    values: dict[str, object] = {"seen_at": now_s(), "notice": None if notice is None else storable(notice)}
     if state is not None:
         values["state"] = state
     with writing(engine) as connection:

@@ -221,13 +221,15 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
         )
 
 
+_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
+
+
 def finish_if_done(engine: Engine, job_id: int) -> bool:
     """Finish the job if its listing is complete and nothing of it is left, in a transaction of its own."""
-    unfinished = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
     with writing(engine) as connection:
         done = connection.execute(
             update(Job)
-            .where(Job.id == job_id, Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~unfinished)
+            .where(Job.id == job_id, Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
             .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
         )
         return done.rowcount == 1
@@ -293,9 +295,9 @@ def _insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> No
 def finish_done_jobs(engine: Engine) -> None:
     """Finish every job that is done; the timer's share, should the last record's have been lost."""
     with reading(engine) as connection:
-        listed = select(Job.id).where(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None))
-        jobs = connection.execute(listed).scalars().all()
-    for job_id in jobs:
+        done = select(Job.id).where(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
+        job_ids = connection.execute(done).scalars().all()
+    for job_id in job_ids:
         finish_if_done(engine, job_id)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import now_s, reading, writing
+from models.db import now_s, reading, storable, writing
 from models.errors import LeaseLost
 from models.fleet import is_dead
 from models.jobs import finish_if_done
@@ -278,7 +278,7 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Failed], lea
             connection.execute(
                 update(Item)
                 .where(Item.job_id == claim.job_id, Item.image_id == result.image_id)
-                .values(reason=result.reason, message=result.message[:500])
+                .values(reason=result.reason, message=storable(result.message)[:500])
             )
         failures = _settle_items(connection, claim, [result.image_id for result in failed], ItemState.FAILED)
         connection.execute(

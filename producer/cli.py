@@ -1,6 +1,7 @@
 """Every command of qsit: it talks, parses and prints."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 from models import db, fleet, jobs, ledger, queries
 from models.errors import QsitError, UsageError
 from models.queries import Progress
+from models.states import WorkerState
 from producer import report
 from producer.interrupts import Interrupted, raise_on_signals
 from producer.submit import Request, opened
@@ -37,6 +39,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command; its exit status. Whatever the user can cause ends in one line."""
     raise_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files leave as the bytes they are
     try:
         status = cli.main(arguments, prog_name="qsit", standalone_mode=False)
         sys.stdout.flush()
@@ -168,6 +172,7 @@ def status(job: str | None, watch: bool, form: str) -> int:
         serving = [
             worker for worker in fleet.workers(engine, seen_within_s=LIVE_S)
             if (worker.model, worker.revision) == (progress.model, progress.revision)
+            and (worker.state is not WorkerState.STOPPED or worker.notice)
         ]  # fmt: skip
         if watch and form == "table" and sys.stdout.isatty():
             click.clear()
@@ -278,7 +283,7 @@ def _opened_output(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error

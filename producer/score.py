@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from rich.console import Console
 from sqlalchemy import Engine
 
-from migrations.upgrade import upgrade
 from models import db, fleet, ledger, queries
+from models.errors import SchemaMismatch
 from models.ledger import Lane
 from models.queries import Progress, Wanted
 from producer import report
@@ -18,6 +18,9 @@ from producer.watch import Watch, display
 from worker import dispatch
 from worker.app import app
 from worker.settings import Settings
+
+LISTER_CHECK_S = 5.0
+"""How often to look whether a job that another process lists has lost it."""
 
 SHOWN = 3
 """Worst and best photos in the summary."""
@@ -49,11 +52,15 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
 
 def _own_database(chosen: Settings) -> Engine:
     """The ledger; a SQLite one is made and migrated on the way."""
-    if db.parse_url(chosen.database_url).drivername.startswith("sqlite"):
-        db.connect(chosen.database_url, create=True)
+    engine = db.connect(chosen.database_url, create=True)
+    try:
+        db.check_schema(engine)
+    except SchemaMismatch:
+        if engine.dialect.name != "sqlite":
+            raise
+        from migrations.upgrade import upgrade
+
         upgrade(chosen.database_url)
-    engine = db.connect(chosen.database_url)
-    db.check_schema(engine)
     return engine
 
 
@@ -62,37 +69,51 @@ def _work(engine: Engine, chosen: Settings, lister: Lister, console: Console, *,
     job = lister.job
     lane = Lane(job.model, job.revision, fleet.identity(), job.id) if private else Lane(job.model, job.revision)
     run: LocalRun | None = None
+    looked = time.monotonic()
+
+    def work_begins() -> None:
+        nonlocal run
+        if private and run is None:
+            run = stack.enter_context(local_run(chosen, job.id, job.model, job.revision, lister.roots()))
+            app.conf.broker_url = run.url
+        dispatch.top_up(engine, app, lane, chosen.lease_s)
+
+    def after_batch(queued: int) -> None:
+        show(queries.progress(engine, job.id))
+        if queued:
+            work_begins()
+
+    def check(progress: Progress) -> None:
+        nonlocal looked
+        if run is not None:
+            run.check()
+        if not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:
+            lister.list(after_batch)  # which does nothing while the process that lists the job lives
+            looked = time.monotonic()
+
     with ExitStack() as stack:
         show = stack.enter_context(display(console))
-
-        def work_begins() -> None:
-            nonlocal run
-            if private and run is None:
-                run = stack.enter_context(local_run(chosen, job.id, job.model, job.revision, lister.roots()))
-                app.conf.broker_url = run.url
-            dispatch.top_up(engine, app, lane, chosen.lease_s)
-
-        def after_batch(queued: int) -> None:
-            show(queries.progress(engine, job.id))
-            if queued:
+        try:
+            listed = lister.list(after_batch)
+            for line in report.listing_notes(job, lister.listing, listed=listed):
+                _say(console, line)
+            progress = queries.progress(engine, job.id)
+            if progress.queued + progress.running or not progress.is_listed:
                 work_begins()
+            return Watch(engine, job.id, console, lane.broker).until_done(show, check)
+        except Interrupted:
+            if run is not None:
+                _say(console, "handing back what is in work; interrupt again to stop at once")
+            raise
 
-        listed = lister.list(after_batch)
-        for line in report.listing_notes(job, lister.listing, listed=listed):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        progress = queries.progress(engine, job.id)
-        if progress.queued + progress.running or not progress.is_listed:
-            work_begins()
-        check = run.check if run else lambda: None
-        return Watch(engine, job.id, console, lane.broker).until_done(show, check)
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     progress = queries.progress(engine, lister.job.id)
-    console.print(
-        f"interrupted: {report.counts(progress)}; nothing is lost, run the same command again to go on",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    _say(console, f"interrupted: {report.counts(progress)}; nothing is lost, run the same command again to go on")
 
 
 def _sum_up(engine: Engine, progress: Progress, scored_now: int, seconds: float, console: Console) -> None:
@@ -103,4 +124,4 @@ def _sum_up(engine: Engine, progress: Progress, scored_now: int, seconds: float,
     reasons = queries.failures_by_reason(engine, progress.job)
     database = engine.url.render_as_string()
     for line in report.summary(progress, scored_now, seconds, worst, best, reasons, database):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)

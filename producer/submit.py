@@ -129,7 +129,7 @@ class Lister:
             yield from self.listing.walk(source)
         if self._list_file is not None:
             for source in _read_list(self._list_file, self._request):
-                yield from self.listing.walk(source)
+                yield from self.listing.walk(source, of_list=True)
 
     def _hint(self) -> str:
         if not self.listing.ignored:

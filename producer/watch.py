@@ -32,7 +32,7 @@ class Watch:
         self._told: set[str] = set()
         self._since = time.monotonic()
 
-    def until_done(self, show: Show, check: Callable[[], None] = lambda: None) -> JobProgress:
+    def until_done(self, show: Show, check: Show = lambda _: None) -> JobProgress:
         """
         Wait until the job is finished or cancelled.
 
@@ -44,7 +44,7 @@ class Watch:
             if progress.state in (JobState.FINISHED, JobState.CANCELLED):
                 return progress
             self._tell_news(progress)
-            check()
+            check(progress)
             time.sleep(POLL_S)
 
     def _tell_news(self, progress: JobProgress) -> None:

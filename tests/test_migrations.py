@@ -54,6 +54,8 @@ def test_a_database_without_or_with_another_schema_is_refused_with_the_command(e
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaMismatch, match="upgrade qsit"):
         check_schema(engine)
+    with pytest.raises(SchemaMismatch, match="upgrade qsit"):
+        upgrade(engine.url.render_as_string(hide_password=False))
     with writing(engine) as connection:
         connection.execute(text("DROP TABLE alembic_version"))
     with pytest.raises(SchemaMismatch, match="no qsit schema yet; run: qsit db upgrade"):

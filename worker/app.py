@@ -57,17 +57,18 @@ app.add_defaults(configuration)
 def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
     """In the parent, before anything starts: refuse in one line what cannot work; a process a device, one queue."""
     from models import db
-    from worker import dispatch, process, settings
+    from worker import checkpoint, dispatch, process, settings
 
     try:
         chosen = settings.load()
         db.check_schema(db.connect(chosen.database_url))
         dispatch.check_broker(app)
-        lane = process.lane_of(chosen)
+        revision = checkpoint.resolve(checkpoint.full_name(chosen.model), chosen.revision)
+        lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
     except QsitError as error:
         raise SystemExit(f"qsit worker: {error}") from error
-    os.environ["QSIT_REVISION"] = lane.revision  # what a process loads that is started later, too
+    os.environ["QSIT_REVISION"] = revision  # what every process loads, one that is started later, too
     conf.worker_concurrency = len(devices)
     conf.task_default_queue = dispatch.queue_of(lane)
     if not chosen.roots:

@@ -30,16 +30,9 @@ PULSE_S = 5.0
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
-def lane_of(settings: Settings) -> Lane:
-    """
-    Which chunks this worker takes.
-
-    Raises:
-        CheckpointError: when the model cannot be found.
-    """
-    model = checkpoint.full_name(settings.model)
-    revision = checkpoint.resolve(model, settings.revision)
-    return Lane(model, revision, settings.private_run or "", settings.private_job)
+def lane_of(settings: Settings, revision: str) -> Lane:
+    """Which chunks a worker takes that holds this revision of its model."""
+    return Lane(checkpoint.full_name(settings.model), revision, settings.private_run or "", settings.private_job)
 
 
 class Process:
@@ -51,7 +44,7 @@ class Process:
         self.app = app
         self.settings = settings
         self.engine: Engine = db.connect(settings.database_url)
-        self.lane = lane_of(settings)
+        self.lane = lane_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
         self.owner = fleet.identity()
         self.stopping = False
         self._claim: Claim | None = None

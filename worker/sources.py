@@ -39,6 +39,10 @@ LEFT_BEHIND = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volu
 """What NAS boxes, systems and photo programs leave in photo folders: skipped, files and folders alike."""
 
 
+GONE = "gone"
+"""The version of a file that was not there when it was listed."""
+
+
 @dataclass(frozen=True)
 class Found:
     """An image as listed: its URI, and its version (size and mtime in nanoseconds)."""
@@ -55,10 +59,11 @@ class Listing:
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no photos by their names, by ending
     unreadable: list[str] = field(default_factory=list)  # folders that could not be listed
 
-    def walk(self, source: str) -> Iterator[Found]:
+    def walk(self, source: str, *, of_list: bool = False) -> Iterator[Found]:
         """
         The photos of a file or folder, streaming, in the order of names, each folder's files before its folders.
-        Linked folders are followed, each folder once.
+        Linked folders are followed, each folder once. A file `of_list` that is not there is found nevertheless, and
+        fails as missing: it costs one photo, not the list.
 
         Raises:
             SourceError: when the source does not exist or cannot be listed.
@@ -66,8 +71,11 @@ class Listing:
         path = local_path(source)
         try:
             status = path.stat()
-        except OSError as error:
-            raise SourceError(f"cannot read {source}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            if of_list and isinstance(error, OSError):
+                yield Found(uri_of(path), GONE)
+                return
+            raise SourceError(f"cannot read {source!r}: {getattr(error, 'strerror', error)}") from error
         if stat.S_ISDIR(status.st_mode):
             self._check_listable(path)
             yield from self._folders(str(path), status)
@@ -90,7 +98,7 @@ class Listing:
                     status = entry.stat()
                 except OSError:  # a link to nothing, or gone since: if it would be a photo, the worker says so
                     if _named_as_photo(entry.name):
-                        yield Found(uri_of(entry.path), "gone")
+                        yield Found(uri_of(entry.path), GONE)
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     if (status.st_dev, status.st_ino) not in seen:
