@@ -96,7 +96,7 @@ def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
     row = {
         "name": spec.name, "key": spec.key, "scorer_id": scorer, "state": JobState.ACTIVE, "private": spec.private,
         "rescore": spec.rescore, "priority": spec.priority, "max_failed": spec.max_failed,
-        "listed": 0, "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
+        "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
     }  # fmt: skip
     return connection.execute(insert(Job).values(row).returning(Job.id)).scalar_one()
 
@@ -154,7 +154,7 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
         taken = connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.listed_at.is_(None), Job.state.in_((JobState.ACTIVE, JobState.PAUSED)), free)
-            .values(lister=me, lister_until=now_s() + LISTER_S, listed=0, skipped=0, skipped_failed=0)
+            .values(lister=me, lister_until=now_s() + LISTER_S, skipped=0, skipped_failed=0)
         )
         return taken.rowcount == 1
 
@@ -193,11 +193,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
         connection.execute(
             update(Job)
             .where(Job.id == job_id)
-            .values(
-                listed=Job.listed + len(ids),
-                skipped=Job.skipped + len(scored),
-                skipped_failed=Job.skipped_failed + len(failed),
-            )
+            .values(skipped=Job.skipped + len(scored), skipped_failed=Job.skipped_failed + len(failed))
         )
     return Added(len(waiting), len(scored), len(failed))
 
@@ -304,7 +300,7 @@ def finish_done_jobs(engine: Engine) -> None:
 def drop_empty(engine: Engine, job_id: int) -> None:
     """Remove a job into which nothing was listed, so that no name or number stands for nothing."""
     with writing(engine) as connection:
-        empty = and_(
-            Job.id == job_id, Job.lister == identity(), ~exists().where(Chunk.job_id == Job.id), Job.listed == 0
-        )
+        has_chunks = exists().where(Chunk.job_id == Job.id)
+        unlisted = and_(Job.skipped == 0, Job.skipped_failed == 0, ~has_chunks)
+        empty = and_(Job.id == job_id, Job.lister == identity(), unlisted)
         connection.execute(delete(Job).where(empty))

@@ -28,7 +28,6 @@ class Progress:
     revision: str
     procedure: str
     is_listed: bool
-    listed: int
     skipped: int  # scored before
     skipped_failed: int  # failed before, by their own fault
     queued: int  # waiting in the ledger or in Redis
@@ -39,6 +38,11 @@ class Progress:
     private: bool
     created_at: datetime
     finished_at: datetime | None
+
+    @property
+    def listed(self) -> int:
+        """Images found so far."""
+        return self.to_do + self.skipped + self.skipped_failed
 
     @property
     def to_do(self) -> int:
@@ -60,7 +64,7 @@ def progress(engine: Engine, job_id: int) -> Progress:
     with reading(engine) as connection:
         job = connection.execute(
             select(
-                Job.name, Job.state, Job.listed, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
+                Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
                 Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
         ).one()  # fmt: skip
@@ -74,7 +78,7 @@ def progress(engine: Engine, job_id: int) -> Progress:
         ).one()
     return Progress(
         job=job_id, name=job.name, state=JobState(job.state), model=job.model, revision=job.revision,
-        procedure=job.procedure, is_listed=job.listed_at is not None, listed=job.listed, skipped=job.skipped,
+        procedure=job.procedure, is_listed=job.listed_at is not None, skipped=job.skipped,
         skipped_failed=job.skipped_failed, queued=int(counts.queued), running=int(counts.running),
         scored=int(counts.scored), failed=int(counts.failed), max_failed=job.max_failed, private=job.private,
         created_at=job.created_at, finished_at=job.finished_at,

@@ -98,9 +98,8 @@ class Job(Base):
     rescore: Mapped[bool]
     priority: Mapped[int]  # higher goes first
     max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failures that are no failure of the job
-    listed: Mapped[int] = mapped_column(BigInteger)  # images found so far
-    skipped: Mapped[int] = mapped_column(BigInteger)  # of these, already scored
-    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # of these, failed before by their own fault
+    skipped: Mapped[int] = mapped_column(BigInteger)  # images listed that had their score
+    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # images listed that failed before by their own fault
     lister: Mapped[str | None] = mapped_column(Text)  # the process that lists its sources
     lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
     created_at: Mapped[datetime] = mapped_column(Utc)

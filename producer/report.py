@@ -100,6 +100,11 @@ def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> N
             output.write(f"{failure.reason:14} {place(failure.uri)}: {failure.message}\n")
 
 
+def per_second(rate: float) -> str:
+    """A rate in the digits that tell something."""
+    return f"{rate:.0f} a second" if rate >= 10 else f"{rate:.2g} a second"
+
+
 def count(number: int, noun: str) -> str:
     """1 photo, 2 photos."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -131,7 +136,7 @@ def summary(
     """The lines that `qsit score` ends with."""
     yield f"job {progress.job}, {counts(progress)}"
     if scored_now:
-        yield f"{count(scored_now, 'photo')} scored now, in {seconds:.1f} s: {scored_now / seconds:.2g} a second"
+        yield f"{count(scored_now, 'photo')} scored now, in {seconds:.1f} s: {per_second(scored_now / seconds)}"
     if not progress.to_do:
         yield "nothing to do: every photo was scored or tried before (--rescore scores them again)"
     for title, rows in (("worst", worst), ("best", best)):

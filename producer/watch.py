@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from models import fleet, queries
 from models.queries import Progress as JobProgress
 from models.states import JobState, WorkerState
-from producer.report import how_to_serve
+from producer.report import how_to_serve, per_second
 
 POLL_S = 0.25
 PLAIN_LINES_S = 10.0
@@ -107,7 +107,7 @@ class _Rate:
         del first_time
         words = [f"{progress.failed:,} failed"]
         if rate:
-            words.append(f"{rate:.2g} photos/s")
+            words.append(per_second(rate))
             if progress.is_listed:
                 words.append(f"{_duration((progress.to_do - done) / rate)} left")
         return ", ".join(words)

@@ -363,6 +363,12 @@ def test_an_srgb_profile_leaves_pixels_as_they_are() -> None:
     np.testing.assert_array_equal(shown, np.asarray(image))
 
 
+def test_a_profile_is_srgb_when_it_says_so_whatever_its_curves() -> None:
+    named = profile_of(WIDE_GAMUT).replace(b"Adobe RGB (1998)", b"sRGB IEC61966-2 ")
+
+    np.testing.assert_array_equal(decoded(encoded(quarters(), "PNG", icc_profile=named)), np.asarray(quarters()))
+
+
 @pytest.mark.parametrize(
     "profile", [b"no profile", b"\0" * 200, profile_of(WIDE_GAMUT)[:100]], ids=["text", "zeros", "cut off"]
 )

@@ -177,6 +177,7 @@ def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: py
 @example(width=1, height=8000)
 @example(width=8000, height=1)
 @example(width=385, height=383)
+@example(width=3969, height=3136)  # a multiple of a patch but for rounding
 @settings(deadline=None, max_examples=60)
 def test_tokens_are_counted_as_the_model_packs_them(model: QSit, width: int, height: int) -> None:
     """Without the pixels: features one number wide, packed by transformers' own code."""

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -147,7 +148,9 @@ def test_loops_of_links_come_to_an_end(tmp_path: Path) -> None:
     (tmp_path / "sub/self").symlink_to(".")
     (tmp_path / "round").symlink_to("round")
 
-    assert names(tmp_path) == ["sub/a.jpg"]
+    first_few = list(islice(Listing().walk(str(tmp_path)), 5))
+
+    assert [found.uri for found in first_few] == [uri_of(tmp_path / "sub/a.jpg")]
 
 
 def test_a_folder_that_is_linked_twice_is_listed_once(tmp_path: Path) -> None:

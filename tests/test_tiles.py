@@ -138,7 +138,7 @@ def test_what_the_device_must_do_is_read_from_the_checkpoint(tiling: Tiling) -> 
 
 SMALL: Json = {
     "size": {"height": 64, "width": 64},
-    "image_grid_pinpoints": [[64, 64], [64, 192], [192, 64], [128, 128], [256, 128]],
+    "image_grid_pinpoints": [[64, 192], [192, 64], [64, 128], [128, 64]],
     "resample": 2,
 }
 
@@ -157,7 +157,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tiling:
 
 def test_a_checkpoint_of_other_sizes_is_read(small: Tiling) -> None:
     assert (small.size, small.patches, small.max_tiles) == (64, 4, 4)
-    assert small.pinpoints == ((64, 64), (64, 192), (192, 64), (128, 128), (256, 128))
+    assert small.pinpoints == ((64, 192), (192, 64), (64, 128), (128, 64))
     assert (small.scale, small.mean, small.std) == (0.5, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert small.resample is Image.Resampling.BILINEAR
 
@@ -166,6 +166,7 @@ def test_a_checkpoint_of_other_sizes_is_read(small: Tiling) -> None:
 @example(width=63, height=65)
 @example(width=127, height=301)
 @example(width=1, height=400)
+@example(width=100, height=100)  # fits two pinpoints equally well
 @settings(deadline=None, max_examples=50)
 def test_tiles_of_another_size_are_cut_as_transformers_does(small: Tiling, width: int, height: int) -> None:
     image = noise(width, height)

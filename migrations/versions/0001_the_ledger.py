@@ -106,7 +106,6 @@ def upgrade() -> None:
         sa.Column("rescore", sa.Boolean(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("max_failed", sa.Text(), nullable=False),
-        sa.Column("listed", sa.BigInteger(), nullable=False),
         sa.Column("skipped", sa.BigInteger(), nullable=False),
         sa.Column("skipped_failed", sa.BigInteger(), nullable=False),
         sa.Column("lister", sa.Text(), nullable=True),

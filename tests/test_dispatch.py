@@ -1,0 +1,86 @@
+"""What goes through Redis, on a real one."""
+
+import base64
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import Engine
+
+from models import ledger
+from models.errors import BrokerUnavailable
+from tests.test_jobs import LANE, listed, photos
+from worker import dispatch
+from worker.app import configuration
+
+
+@pytest.fixture
+def app(broker_url: str) -> Celery:
+    app = Celery("test")
+    app.conf.update(configuration() | {"broker_url": broker_url})
+    return app
+
+
+@pytest.fixture
+def queue(broker_url: str) -> redis.Redis:
+    path = broker_url.removeprefix("redis+socket://").split("?")[0]
+    return redis.Redis(unix_socket_path=path)
+
+
+def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
+    engine: Engine, app: Celery, queue: redis.Redis
+) -> None:
+    listed(engine, photos(5000))
+
+    dispatch.top_up(engine, app, LANE, 60)
+    dispatch.top_up(engine, app, LANE, 60)
+
+    name = dispatch.queue_of(LANE)
+    assert queue.llen(name) == dispatch.AHEAD
+    message = json.loads(queue.lindex(name, -1))
+    assert message["content-type"] == "application/json"
+    body = json.loads(zlib.decompress(base64.b64decode(message["body"])))
+    chunk_id, uris = body[0]
+    assert uris == [photo.uri for photo in photos(len(uris))]
+    assert ledger.claim(engine, chunk_id, LANE, "me:1:1.00", 60) is not None
+
+
+def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path) -> None:
+    listed(engine, photos(3))
+    away = Celery("test")
+    away.conf.update(
+        configuration()
+        | {"broker_url": f"redis+socket://{tmp_path}/nobody?virtual_host=0", "task_publish_retry": False}
+    )
+
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        dispatch.top_up(engine, away, LANE, 60)
+
+    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_a_broker_that_answers_and_one_that_does_not(app: Celery, tmp_path: Path) -> None:
+    dispatch.check_broker(app)
+
+    away = Celery("test")
+    away.conf.update(configuration() | {"broker_url": f"redis+socket://{tmp_path}/nobody?virtual_host=0"})
+    with pytest.raises(BrokerUnavailable, match="set QSIT_BROKER_URL"):
+        dispatch.check_broker(away)
+
+
+def test_only_json_is_accepted() -> None:
+    chosen = configuration()
+
+    assert chosen["accept_content"] == ["json"]
+    assert chosen["task_serializer"] == "json"
+
+
+def test_importing_the_app_reads_no_settings_and_touches_no_server() -> None:
+    code = "import os; os.environ['QSIT_LEASE_S'] = 'wrong'; import worker.app, worker.tasks"
+
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,78 @@
+"""Workers as the ledger knows them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+from sqlalchemy import Engine, update
+
+from models import fleet
+from models.db import now_s, writing
+from models.states import WorkerState
+from models.tables import Worker
+
+
+def worker(owner: str, broker: str = "") -> Worker:
+    return Worker(
+        owner=owner, broker=broker, model="demo", revision="r1", device="cpu", dtype="float32", state="loading"
+    )
+
+
+def test_a_process_knows_itself_to_live() -> None:
+    assert not fleet.is_dead(fleet.identity())
+    assert fleet.identity() == fleet.identity()
+
+
+def test_an_ended_process_of_this_host_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = f"{socket.gethostname()}:{child.pid}:{psutil.Process(child.pid).create_time():.2f}"
+    assert not fleet.is_dead(owner)
+
+    child.communicate(b"\n")
+
+    assert fleet.is_dead(owner)
+
+
+def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
+    assert fleet.is_dead(f"{socket.gethostname()}:{os.getpid()}:12345.00")
+
+
+def test_nothing_is_known_of_another_host() -> None:
+    assert not fleet.is_dead("elsewhere.example:1:12345.00")
+
+
+def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
+    fleet.announce(engine, worker("a:1:1.00"))
+    fleet.announce(engine, worker("b:1:1.00", broker="b"))
+
+    fleet.say(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
+
+    (one,) = fleet.workers(engine, broker="")
+    assert (one.owner, one.state, one.notice) == ("a:1:1.00", WorkerState.READY, "odd \\udcff name\\0")
+    assert [found.owner for found in fleet.workers(engine)] == ["a:1:1.00", "b:1:1.00"]
+
+
+def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
+    fleet.announce(engine, worker("a:1:1.00"))
+    with writing(engine) as connection:
+        connection.execute(update(Worker).values(seen_at=now_s() - 100))
+    assert fleet.workers(engine, seen_within_s=60) == []
+
+    with writing(engine) as connection:
+        fleet.beat(connection, "a:1:1.00")
+
+    (one,) = fleet.workers(engine, seen_within_s=60)
+    assert one.quiet_s == pytest.approx(0, abs=30)
+
+
+def test_those_long_gone_are_forgotten(engine: Engine) -> None:
+    fleet.announce(engine, worker("a:1:1.00"))
+    with writing(engine) as connection:
+        connection.execute(update(Worker).values(seen_at=now_s() - fleet.FORGOTTEN_S - 1))
+
+    fleet.announce(engine, worker("b:1:1.00"))
+
+    assert [found.owner for found in fleet.workers(engine, seen_within_s=1e9)] == ["b:1:1.00"]
