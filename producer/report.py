@@ -132,6 +132,7 @@ def summary(
     best: list[Result],
     reasons: dict[Reason, int],
     database: str,
+    command: str = "qsit",
 ) -> Iterator[str]:
     """The lines that `qsit score` ends with."""
     yield f"job {progress.job}, {counts(progress)}"
@@ -145,7 +146,7 @@ def summary(
     if reasons:
         listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
         yield f"failed: {listed}; see: qsit failures {progress.job}"
-    yield f"results are in {database}; query them: qsit results"
+    yield f"results are in {database}; query them: {command} results"
     if progress.model == DEMO:
         yield f"note: {DEMO_NOTE}"
 

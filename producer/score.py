@@ -1,6 +1,7 @@
 """`qsit score`: submit, work, wait and sum up, in one command."""
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from rich.console import Console
@@ -46,7 +47,9 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
         except Interrupted:
             _say_how_to_go_on(engine, lister, console)
             raise
-    _sum_up(engine, progress, progress.scored - scored_before, time.monotonic() - began, console)
+    seconds = time.monotonic() - began
+    for line in _summary(engine, chosen, progress, progress.scored - scored_before, seconds):
+        _say(console, line)
     return 0 if progress.tolerated else 3
 
 
@@ -116,12 +119,13 @@ def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     _say(console, f"interrupted: {report.counts(progress)}; nothing is lost, run the same command again to go on")
 
 
-def _sum_up(engine: Engine, progress: Progress, scored_now: int, seconds: float, console: Console) -> None:
+def _summary(engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float) -> Iterator[str]:
     best = list(queries.results(engine, Wanted(job=progress.job, sort="-score", limit=SHOWN)))
     worst = list(queries.results(engine, Wanted(job=progress.job, sort="score", limit=SHOWN)))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
     reasons = queries.failures_by_reason(engine, progress.job)
     database = engine.url.render_as_string()
-    for line in report.summary(progress, scored_now, seconds, worst, best, reasons, database):
-        _say(console, line)
+    named = "database_url" in chosen.model_fields_set and engine.url.password is None
+    command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
+    return report.summary(progress, scored_now, seconds, worst, best, reasons, database, command)
