@@ -1,17 +1,15 @@
 """Run by Alembic, from `qsit db upgrade` or from the command `alembic`."""
 
 from alembic import context
-from sqlalchemy import text
 
-from models.db import connect, default_url, writing
+from models.db import connect, default_url, in_turn, writing
 from models.tables import Base
 
 url = context.config.attributes.get("url") or default_url()
 engine = connect(url, create=True)
 
 with writing(engine) as connection:
-    if connection.dialect.name == "postgresql":  # SQLite's write transaction already keeps two upgrades apart
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('qsit.migrations'))"))
+    in_turn(connection, "migrations")
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from sqlalchemy import Connection, Engine, Float, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Float, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -125,6 +125,12 @@ def writing(engine: Engine) -> Iterator[Connection]:
         connection.begin(),
     ):
         yield connection
+
+
+def in_turn(connection: Connection, what: str) -> None:
+    """Until the transaction ends, no other does the same; SQLite's write lock sees to that by itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"qsit.{what}"))))
 
 
 @contextmanager

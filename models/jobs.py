@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
-from models.db import now_s, reading, writing
+from models.db import in_turn, now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
 from models.states import PASSING_REASONS, ChunkState, ItemState, JobState, Risk
@@ -72,7 +72,7 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
         UsageError: when the name belongs to a job of other sources or options.
     """
     with writing(engine) as connection:
-        _one_at_a_time(connection)
+        in_turn(connection, "jobs")
         scorer = _scorer_id(connection, spec)
         query = select(Job.id, Job.key)
         if spec.name is not None:
@@ -169,7 +169,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
     """
     versions = {image.uri: image.version for image in images}
     with writing(engine) as connection:
-        _one_at_a_time(connection)
+        in_turn(connection, "jobs")
         job = connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
@@ -229,12 +229,6 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
             .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
         )
         return done.rowcount == 1
-
-
-def _one_at_a_time(connection: Connection) -> None:
-    """Two processes that write down jobs and images take turns; SQLite's write lock does that by itself."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('qsit.jobs'))"))
 
 
 def _register(connection: Connection, versions: dict[str, str]) -> list[int]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import now_s, reading, storable, writing
+from models.db import in_turn, now_s, reading, storable, writing
 from models.errors import LeaseLost
 from models.fleet import is_dead
 from models.jobs import finish_if_done
@@ -86,6 +86,7 @@ def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Mess
     (for one worker where none is seen yet), and return what to publish. By priority, then the job served longest ago.
     """
     with writing(engine) as connection:
+        in_turn(connection, "send")
         _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.until < now_s()))
         lost = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
         for lost_id in connection.execute(lost).scalars().all():
@@ -166,6 +167,7 @@ def recover(engine: Engine) -> int:
     was not lost after all finds its chunk taken. Returns the number of chunks.
     """
     with writing(engine) as connection:
+        in_turn(connection, "send")
         count = _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner == ""))
         expired = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
         for chunk_id in connection.execute(expired).scalars().all():
@@ -195,6 +197,7 @@ def free_the_dead(engine: Engine) -> int:
     if not dead:
         return 0
     with writing(engine) as connection:
+        in_turn(connection, "send")
         count = _take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner.in_(dead)))
         leased = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.owner.in_(dead))
         for chunk_id in connection.execute(leased).scalars().all():

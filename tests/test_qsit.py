@@ -23,7 +23,7 @@ from transformers.image_processing_utils import select_best_resolution
 import worker.demo
 from models.errors import CheckpointError
 from worker.procedure import Score
-from worker.qsit import QSit
+from worker.qsit import PADDING, QSit, _rows_of_like_length
 from worker.tiles import Prepared
 
 DEMO = Path(worker.demo.__file__).parent
@@ -164,6 +164,21 @@ def test_rows_of_nearly_equal_length_are_padded_and_score_alike(model: QSit) -> 
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
 
+@given(lengths=st.lists(st.integers(1, 8000), max_size=40))
+@settings(deadline=None)
+def test_rows_are_grouped_so_that_little_is_padded(lengths: list[int]) -> None:
+    groups = list(_rows_of_like_length(lengths))
+
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        members = [lengths[index] for index in group]
+        assert max(members) * len(members) <= PADDING * sum(members)
+
+
+def test_rows_of_one_length_are_one_group() -> None:
+    assert list(_rows_of_like_length([1485] * 20)) == [list(range(20))]
+
+
 def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [model.prepare(picture(IMAGES[index]["image"])) for index in (1, 2, 3)]
     monkeypatch.setattr("worker.qsit.MAX_VISION_TILES", 2)
@@ -231,6 +246,16 @@ def test_a_rating_that_is_not_finite_is_an_error(checkpoint: Path, prepared: lis
 
     with pytest.raises(ValueError, match="no finite rating"):
         model.score(prepared[2:3])
+
+
+def test_a_device_without_room_is_out_of_memory_in_one_line(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(images: Sequence[Prepared]) -> list[Score]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has a total capacity of 139 GiB")
+
+    monkeypatch.setattr(model, "_features", full)
+
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory\.$"):
+        model.score([])
 
 
 def test_a_speed_is_told(model: QSit) -> None:

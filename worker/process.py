@@ -50,6 +50,7 @@ class Process:
         self._claim: Claim | None = None
         self._lost = False
         self._lock = threading.Lock()
+        self._wake = threading.Event()
         dtype = settings.dtype or default_dtype(device)
         self.row = Worker(
             owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
@@ -79,7 +80,9 @@ class Process:
         budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         self.pipeline = Pipeline(model, dtype, budget, settings.loaders)
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
-        threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+        pause_s = min(PULSE_S, settings.lease_s / 6)
+        for thread in (self._heartbeat, self._timer):
+            threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
     def prepare(self, item: ClaimedItem, procedure: str) -> Prepared:
         """Read, decode and cut one photo. Raises ImageError or WorkerFault."""
@@ -88,11 +91,8 @@ class Process:
         return self.model.prepare(image)
 
     def top_up(self) -> None:
-        """Send what comes next. A broker that is away is no reason to stop: what is claimed can be finished."""
-        try:
-            dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
-        except QsitError as error:
-            log.warning("%s", error)
+        """Have what comes next sent, by the timer's thread: a Redis that hangs holds up no work."""
+        self._wake.set()
 
     @contextlib.contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
@@ -122,20 +122,22 @@ class Process:
         with contextlib.suppress(QsitError):
             fleet.say(self.engine, self.owner, state=WorkerState.STOPPED)
 
-    def _pulse(self) -> None:
-        """The timer: heartbeat of worker and lease, recovery, completion, and topping up."""
-        pause = min(PULSE_S, self.settings.lease_s / 6)
+    def _heartbeat(self, pause_s: float) -> None:
         while True:
-            try:
+            with _logged_faults():
                 self._beat()
+            time.sleep(pause_s)
+
+    def _timer(self, pause_s: float) -> None:
+        """Recovery, completion, and topping up Redis."""
+        while True:
+            self._wake.clear()
+            with _logged_faults():
+                dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+            with _logged_faults():
                 ledger.free_the_dead(self.engine)
                 finish_done_jobs(self.engine)
-                self.top_up()
-            except QsitError as error:
-                log.warning("%s", error)
-            except Exception:
-                log.exception("the timer failed; it goes on")
-            time.sleep(pause)
+            self._wake.wait(pause_s)
 
     def _beat(self) -> None:
         with self._lock:
@@ -145,6 +147,17 @@ class Process:
             if claim is not None and not ledger.extend(connection, claim, self.settings.lease_s):
                 with self._lock:
                     self._lost = self._claim is claim
+
+
+@contextlib.contextmanager
+def _logged_faults() -> Iterator[None]:
+    """Whatever fails in a thread that must not end is logged, and tried again with its next round."""
+    try:
+        yield
+    except QsitError as error:
+        log.warning("%s", error)
+    except Exception:
+        log.exception("this should not happen; please report it")
 
 
 _here: Process | None = None
