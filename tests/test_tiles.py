@@ -57,7 +57,8 @@ def noise(width: int, height: int) -> Image.Image:
 def stock_tiles(image: Image.Image, **steps: Any) -> NDArray[np.uint8]:
     """What transformers cuts, before scaling and normalising: (tiles, height, width, 3)."""
     processor = LlavaOnevisionImageProcessorPil(**steps)
-    cut = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    output = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+    cut: NDArray[np.uint8] = output["pixel_values"][0]
     assert cut.dtype == np.uint8
     return cut.transpose(0, 2, 3, 1)
 

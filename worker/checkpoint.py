@@ -1,6 +1,7 @@
 """From the name of a model to a pinned revision and the folder that holds it."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -18,7 +19,7 @@ def full_name(model: str) -> str:
     """What a model is called in the ledger: "demo", the absolute path of a folder, or the Hub id as it is."""
     if model == DEMO or not _is_folder(model):
         return model
-    return str(Path(model).expanduser().resolve())
+    return str(_path(model).resolve())
 
 
 def resolve(model: str, revision: str | None = None) -> str:
@@ -58,13 +59,17 @@ def fetch(model: str, revision: str) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=[f"*{ending}" for ending in USED]))
 
 
+def _path(model: str) -> Path:
+    return Path(os.path.expanduser(model))  # which leaves ~nobody as it is
+
+
 def _is_folder(model: str) -> bool:
     """A path is one when it exists or can be nothing else; `name/name` that is no folder is a Hub id."""
-    return Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    return _path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1
 
 
 def _folder(model: str) -> Path:
-    folder = Path(str(files("worker.demo"))) if model == DEMO else Path(model).expanduser().resolve()
+    folder = Path(str(files("worker.demo"))) if model == DEMO else _path(model).resolve()
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no model folder {model}; --model takes a folder, a Hub id (owner/name) or demo"
@@ -96,6 +101,7 @@ def _commit(model: str, revision: str | None) -> str:
 
 @contextmanager
 def _hub_errors(model: str) -> Iterator[None]:
+    from httpx2 import HTTPError
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -122,5 +128,5 @@ def _hub_errors(model: str) -> Iterator[None]:
             f"{model} is not in the local cache and the Hub cannot be reached; "
             "connect once to download it, or give --model a folder (or demo, to try qsit out)"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise CheckpointError(f"downloading {model} from the Hub failed: {' '.join(str(error).split())}") from error

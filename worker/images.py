@@ -109,6 +109,8 @@ def _as_shown(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
+    if image.mode in ("P", "YCbCr"):
+        image = image.convert("RGB")
     if profile and image.mode in ("RGB", "L", "CMYK"):
         image = _in_srgb(image, profile)
     image = image.convert("RGB")

@@ -115,20 +115,24 @@ class Pipeline:
             return []
         try:
             scores = self.model.score([prepared for _, prepared in batch])
-        except Exception as error:  # noqa: BLE001 -- told apart below
+        except MemoryError as error:
+            reason, words = Reason.OUT_OF_MEMORY, _line(error)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is of one of these photos
+            reason, words = Reason.MODEL_ERROR, _line(error)
+        else:
+            return [
+                Scored(item.image_id, score.value, score.logits, self.dtype)
+                for (item, _), score in zip(batch, scores, strict=True)
+            ]
+        # by now the error is gone, and with it the frames that held the batch's memory
+        if len(batch) == 1:
             item, prepared = batch[0]
-            out_of_memory = isinstance(error, MemoryError)
-            if len(batch) == 1:
-                reason = Reason.OUT_OF_MEMORY if out_of_memory else Reason.MODEL_ERROR
-                return [Failed(item.image_id, reason, f"{prepared.width} x {prepared.height} pixels: {_line(error)}")]
-            if out_of_memory:
-                self.batch_tokens = max(1, sum(prepared.tokens for _, prepared in batch) // 2)
-            half = len(batch) // 2
-            return self._score(batch[:half]) + self._score(batch[half:])
-        return [
-            Scored(item.image_id, score.value, score.logits, self.dtype)
-            for (item, _), score in zip(batch, scores, strict=True)
-        ]
+            return [Failed(item.image_id, reason, f"{prepared.width} x {prepared.height} pixels: {words}")]
+        if reason is Reason.OUT_OF_MEMORY:
+            tokens = sum(prepared.tokens for _, prepared in batch)
+            self.batch_tokens = max(1, min(self.batch_tokens, tokens // 2))
+        half = len(batch) // 2
+        return self._score(batch[:half]) + self._score(batch[half:])
 
 
 def _bytes(flying: deque[tuple[ClaimedItem, Future[Prepared]]]) -> int:

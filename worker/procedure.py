@@ -43,8 +43,9 @@ def score_of(logits: Sequence[float]) -> Score:
     """
     if not all(map(math.isfinite, logits)):
         raise ValueError("the model gave no finite rating")
-    overflow = max(max(logits) - 500, 0)  # without it, as the model's authors compute it, to the last bit
-    exponentials = [math.exp(logit - overflow) for logit in logits]
+    top = max(logits)
+    shift = top if abs(top) > 500 else 0.0  # within that, as the model's authors compute it, to the last bit
+    exponentials = [math.exp(logit - shift) for logit in logits]
     total = sum(exponentials)
     probabilities = tuple(exponential / total for exponential in exponentials)
     value = sum(probability * weight for probability, weight in zip(probabilities, WEIGHTS, strict=True))

@@ -69,7 +69,12 @@ class QSit:
             loaded, report = cast(
                 tuple[Any, dict[str, Any]],
                 LlavaOnevisionForConditionalGeneration.from_pretrained(
-                    folder, dtype=wanted, attn_implementation="sdpa", output_loading_info=True
+                    folder,
+                    dtype=wanted,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # they are in the report, and refused below
                 ),
             )
         except Exception as error:  # any of them means that the files are no such checkpoint
@@ -81,7 +86,7 @@ class QSit:
         loaded.eval().requires_grad_(False)
         try:
             loaded.to(device)
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
             raise CheckpointError(f"{model} does not fit on {device}: {str(error).splitlines()[0]}") from error
         return cls(loaded, tokenizer, _template(folder, tokenizer), tiling)
 
@@ -104,10 +109,13 @@ class QSit:
             with torch.inference_mode():
                 return self._score(images)
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise MemoryError(str(error).splitlines()[0]) from error
+            words = str(error).splitlines()[0]
+        torch.cuda.empty_cache()  # by now the error is gone, and with it the frames that held the batch's memory
+        raise MemoryError(words)
 
     def _score(self, images: Sequence[Prepared]) -> list[Score]:
+        if not images:
+            return []
         features = self._features(images)
         logits: dict[int, list[float]] = {}
         for row in _rows_of_like_length([feature.shape[0] for feature in features]):
@@ -208,10 +216,13 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
 
 
 def _template(folder: Path, tokenizer: Any) -> str:
-    if (own := folder / "chat_template.jinja").exists():
-        return own.read_text()
-    if (own := folder / "chat_template.json").exists():
-        return str(json.loads(own.read_text())["chat_template"])
+    try:
+        if (own := folder / "chat_template.jinja").exists():
+            return own.read_text()
+        if (own := folder / "chat_template.json").exists():
+            return str(json.loads(own.read_text())["chat_template"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{own} holds no chat template: {type(error).__name__}: {error}") from error
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     raise CheckpointError(f"{folder} has no chat template")
@@ -220,7 +231,12 @@ def _template(folder: Path, tokenizer: Any) -> str:
 def _prompt_ids(tokenizer: Any, template: str, image_token_id: int) -> tuple[list[int], list[int]]:
     """The rating prompt's token ids before and after the image."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
-    prompt = tokenizer.apply_chat_template([turn], chat_template=template, add_generation_prompt=True, tokenize=False)
+    try:
+        prompt = tokenizer.apply_chat_template(
+            [turn], chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # of Jinja or of the template itself
+        raise CheckpointError(f"the chat template cannot be used: {type(error).__name__}: {error}") from error
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
     if ids.count(image_token_id) != 1:
         raise CheckpointError(f"the chat template puts {ids.count(image_token_id)} image tokens into a prompt, not one")

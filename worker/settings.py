@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     batch_tokens: int | None = Field(default=None, gt=0)
     loaders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 16), gt=0, le=256)
     roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    lease_s: float = Field(default=180.0, ge=1.0)
+    lease_s: float = Field(default=180.0, ge=1.0, allow_inf_nan=False)
     max_pixels: int = Field(default=200_000_000, gt=0)
 
     # set by `qsit score` for the worker it starts
@@ -46,7 +46,10 @@ class Settings(BaseSettings):
     @field_validator("roots")
     @classmethod
     def _absolute_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(Path(os.path.abspath(path.expanduser())) for path in value)
+        expanded = [os.path.expanduser(path) for path in value]
+        if unknown := [path for path in expanded if path.startswith("~")]:
+            raise ValueError(f"there is no such user as in {unknown[0]}")
+        return tuple(Path(os.path.abspath(path)) for path in expanded)
 
     @property
     def turn_s(self) -> float:
@@ -65,5 +68,5 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "QSIT_" + "_".join(map(str, first["loc"])).upper()
+        name = f"QSIT_{first['loc'][0]}".upper()
         raise UsageError(f"{name}={first['input']}: {first['msg']}") from error

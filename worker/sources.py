@@ -1,5 +1,6 @@
 """Listing what a user names, and opening what the ledger names."""
 
+import errno
 import fnmatch
 import os
 import stat
@@ -38,6 +39,9 @@ PHOTO_ENDINGS = frozenset(
 LEFT_BEHIND = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
 """What NAS boxes, systems and photo programs leave in photo folders: skipped, files and folders alike."""
 
+
+WORKERS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+"""What opening a file says when the worker's limits or mounts are at fault."""
 
 GONE = "gone"
 """The version of a file that was not there when it was listed."""
@@ -96,9 +100,11 @@ class Listing:
             for entry in self._entries(waiting.pop()):
                 try:
                     status = entry.stat()
-                except OSError:  # a link to nothing, or gone since: if it would be a photo, the worker says so
+                except OSError as error:  # a link to nothing, gone since, or out of reach
                     if _named_as_photo(entry.name):
-                        yield Found(uri_of(entry.path), GONE)
+                        yield Found(uri_of(entry.path), GONE)  # the worker says what is wrong
+                    elif not isinstance(error, FileNotFoundError):
+                        self.unreadable.append(f"{entry.path}: {error.strerror}")
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     if (status.st_dev, status.st_ino) not in seen:
@@ -133,7 +139,7 @@ def local_path(source: str) -> Path:
     Raises:
         SourceError: when it is a URL of another kind than file:// .
     """
-    if source.startswith("file://"):
+    if source.startswith("file:///"):
         return path_of(source)
     if "://" in source:
         kind = source.split("://", 1)[0]
@@ -185,8 +191,10 @@ def read(uri: str, version: str, roots: Sequence[Path]) -> bytes:
     root = next((root for root in roots if path.is_relative_to(root)), None)
     if root is None or ".." in path.parts:
         raise WorkerFault(f"{path} is under none of this worker's roots; start it with --root, or set QSIT_ROOTS")
-    if not root.exists():
-        raise WorkerFault(f"the root {root} is not there; is it mounted?")
+    try:
+        root.stat()
+    except OSError as error:
+        raise WorkerFault(f"the root {root} cannot be read ({error.strerror}); is it mounted?") from error
     resolved = os.path.realpath(path)
     if not any(Path(resolved).is_relative_to(os.path.realpath(allowed)) for allowed in roots):
         raise ImageError(Reason.OUTSIDE, f"it is a link to {resolved}, outside the roots that may be read")
@@ -196,11 +204,14 @@ def read(uri: str, version: str, roots: Sequence[Path]) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(Reason.MISSING, "the file is gone") from error
     except OSError as error:
+        if error.errno in WORKERS_ERRORS:
+            raise WorkerFault(f"{path} cannot be opened by this worker: {error.strerror}") from error
         raise ImageError(Reason.UNREADABLE, f"the file cannot be opened: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ImageError(Reason.NOT_AN_IMAGE, "it is a folder or device, not a file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(Reason.NOT_AN_IMAGE, "it is a folder or device, not a file")
         if _version(status) != version:
             raise ImageError(Reason.CHANGED, "the file changed after it was listed; run the same command again")
         if status.st_size > MAX_BYTES:

@@ -63,25 +63,36 @@ class Tiling:
                 pinpoints=tuple((int(h), int(w)) for h, w in steps["image_grid_pinpoints"]),
                 resample=Image.Resampling(steps.get("resample", Image.Resampling.BICUBIC)),
                 scale=float(steps.get("rescale_factor", 1 / 255)),
-                mean=tuple(steps["image_mean"]),
-                std=tuple(steps["image_std"]),
+                mean=tuple(map(float, steps["image_mean"])),
+                std=tuple(map(float, steps["image_std"])),
                 patches=vision["image_size"] // vision["patch_size"],
                 max_tiles=int(config.get("vision_aspect_ratio", "anyres_max_9").removeprefix("anyres_max_")),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            tiling._check(folder, config, steps)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             reason = f"no value for {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"{folder} is no Q-SiT checkpoint: {reason}") from error
-        for step in ("do_resize", "do_rescale", "do_normalize"):
-            if not steps.get(step, True):
-                raise CheckpointError(f"{folder}: preprocessing with {step} off is not supported")
-        if tiling.size != vision["image_size"]:
-            raise CheckpointError(
-                f"{folder}: tiles of {tiling.size} px for a vision tower of {vision['image_size']} px"
-            )
-        pinpoints = [tuple(pair) for pair in config["image_grid_pinpoints"]]
-        if pinpoints != list(tiling.pinpoints) or any(side % tiling.size for pair in pinpoints for side in pair):
-            raise CheckpointError(f"{folder}: the pinpoints of model and preprocessor do not fit together")
         return tiling
+
+    def _check(self, folder: Path, config: dict[str, Any], steps: dict[str, Any]) -> None:
+        for step, wanted in (
+            ("do_resize", True),
+            ("do_rescale", True),
+            ("do_normalize", True),
+            ("do_center_crop", False),
+        ):
+            if bool(steps.get(step, wanted)) is not wanted and steps.get(step) is not None:
+                raise CheckpointError(
+                    f"{folder}: preprocessing with {step} {'off' if wanted else 'on'} is not supported"
+                )
+        if self.size != config["vision_config"]["image_size"]:
+            towers = config["vision_config"]["image_size"]
+            raise CheckpointError(f"{folder}: tiles of {self.size} px for a vision tower of {towers} px")
+        pinpoints = tuple(tuple(pair) for pair in config["image_grid_pinpoints"])
+        if not pinpoints or pinpoints != self.pinpoints or any(side % self.size for pair in pinpoints for side in pair):
+            raise CheckpointError(f"{folder}: the pinpoints of model and preprocessor do not fit together")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+            raise CheckpointError(f"{folder}: mean and std must be three numbers each, and std not 0")
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Cut an RGB image. Releases the interpreter lock while it resizes."""
