@@ -114,8 +114,6 @@ class QSit:
         raise MemoryError(words)
 
     def _score(self, images: Sequence[Prepared]) -> list[Score]:
-        if not images:
-            return []
         features = self._features(images)
         logits: dict[int, list[float]] = {}
         for row in _rows_of_like_length([feature.shape[0] for feature in features]):
