@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import db, fleet, jobs, ledger, queries
+from models import backlog, db, fleet, jobs, ledger, queries
 from models.errors import QsitError, UsageError
 from models.queries import Progress
 from models.states import WorkerState
@@ -218,8 +218,8 @@ def recover() -> int:
     chosen = settings.load()
     engine = _database(chosen)
     dispatch.check_broker(app)
-    number = ledger.recover(engine)
-    for lane in ledger.lanes(engine):
+    number = backlog.recover(engine)
+    for lane in backlog.lanes(engine):
         dispatch.top_up(engine, app, lane, chosen.lease_s)
     jobs.finish_done_jobs(engine)
     _talk(f"{report.count(number, 'chunk')} queued again")

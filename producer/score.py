@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import db, fleet, ledger, queries
+from models import backlog, db, fleet, queries
 from models.errors import SchemaMismatch
 from models.ledger import Lane
 from models.queries import Progress, Wanted
@@ -39,7 +39,7 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
     engine = _own_database(chosen)
     if not private:
         dispatch.check_broker(app)
-    ledger.free_the_dead(engine)
+    backlog.free_the_dead(engine)
     with opened(engine, request, private=private) as lister:
         scored_before = queries.progress(engine, lister.job.id).scored
         try:

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from sqlalchemy import Engine
 
-from models import ledger
+from models import backlog, ledger
 from models.errors import BrokerUnavailable
 from tests.test_jobs import LANE, listed, photos
 from worker import dispatch
@@ -61,7 +61,7 @@ def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         dispatch.top_up(engine, away, LANE, 60)
 
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_broker_that_answers_and_one_that_does_not(app: Celery, tmp_path: Path) -> None:

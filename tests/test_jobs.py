@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models import fleet, jobs, ledger, queries
+from models import backlog, fleet, jobs, ledger, queries
 from models.db import now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.jobs import JobSpec
@@ -38,7 +38,7 @@ def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
 def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT) -> int:
     """Do all the work that a lane has; the number of items."""
     number = 0
-    while messages := ledger.send(engine, lane, ahead=4, lease_s=60):
+    while messages := backlog.send(engine, lane, ahead=4, lease_s=60):
         for message in messages:
             claim = ledger.claim(engine, message.chunk_id, lane, fleet.identity(), 60)
             assert claim is not None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models import fleet, jobs, ledger, queries
+from models import backlog, fleet, jobs, ledger, queries
 from models.db import now_s, reading, writing
 from models.errors import LeaseLost
 from models.ledger import Claim, Failed, Lane, Scored
@@ -19,7 +19,7 @@ DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
 
 def claimed(engine: Engine, owner: str = HERE) -> Claim:
     """The first chunk of what waits, sent and claimed."""
-    (message,) = ledger.send(engine, LANE, ahead=1, lease_s=60)
+    (message,) = backlog.send(engine, LANE, ahead=1, lease_s=60)
     claim = ledger.claim(engine, message.chunk_id, LANE, owner, 60)
     assert claim is not None
     return claim
@@ -37,15 +37,15 @@ def expire(engine: Engine) -> None:
 def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
     listed(engine, photos(3))
 
-    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
 
     assert message.uris == [photo.uri for photo in photos(3)]
-    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
     listed(engine, photos(500))
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 2
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 2
 
     for number in range(3):
         worker = Worker(
@@ -54,7 +54,7 @@ def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) ->
         )  # fmt: skip
         fleet.announce(engine, worker)
 
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 4
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 4
 
 
 def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
@@ -73,9 +73,9 @@ def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
 def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
-    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
     private = Lane("demo", "r1", HERE, job_id)
-    (message,) = ledger.send(engine, private, ahead=2, lease_s=60)
+    (message,) = backlog.send(engine, private, ahead=2, lease_s=60)
     assert ledger.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
     assert ledger.claim(engine, message.chunk_id, private, HERE, 60) is not None
 
@@ -90,7 +90,7 @@ def test_a_chunk_is_claimed_once(engine: Engine) -> None:
 
 def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
 
     assert ledger.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
     assert ledger.claim(engine, 12345, LANE, HERE, 60) is None
@@ -98,7 +98,7 @@ def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
 
 def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
     with writing(engine) as connection:
         connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.CANCELLED))
 
@@ -155,10 +155,10 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
 
     ledger.hand_back(engine, claim, delay_s=60)
 
-    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
     assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
     expire(engine)
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
@@ -190,24 +190,24 @@ def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
     with writing(engine) as connection:
         assert ledger.extend(connection, claim, 60)
 
-    assert ledger.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    ledger.send(engine, LANE, ahead=2, lease_s=60)
+    backlog.send(engine, LANE, ahead=2, lease_s=60)
     expire(engine)
 
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = ledger.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
 
-    ledger.unsend(engine, [message.chunk_id])
+    backlog.unsend(engine, [message.chunk_id])
 
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
@@ -216,19 +216,19 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
     listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
     claimed(engine, owner="far:1:1.00")
 
-    assert ledger.free_the_dead(engine) == 1
+    assert backlog.free_the_dead(engine) == 1
 
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     listed(engine, photos(40))
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=600)) == 2
 
-    assert ledger.recover(engine) == 2
+    assert backlog.recover(engine) == 2
 
-    assert ledger.lanes(engine) == [LANE]
-    assert len(ledger.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert backlog.lanes(engine) == [LANE]
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=600)) == 2
 
 
 def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
@@ -236,7 +236,7 @@ def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -
     claim = claimed(engine, owner=DEAD)
     ledger.start(engine, claim, [claim.items[0].image_id])
 
-    ledger.free_the_dead(engine)
+    backlog.free_the_dead(engine)
 
     assert [item.suspect for item in claimed(engine).items] == [True, False, False]
 
@@ -246,14 +246,14 @@ def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     claim = claimed(engine, owner=DEAD)
     bad = claim.items[0].image_id
     ledger.start(engine, claim, [item.image_id for item in claim.items])
-    ledger.free_the_dead(engine)
+    backlog.free_the_dead(engine)
 
     for losses in range(3):
         assert queries.progress(engine, job_id).failed == 0, losses
         claim = claimed(engine, owner=DEAD)
         assert bad in [item.image_id for item in claim.items]
         ledger.start(engine, claim, [bad], alone=True)
-        ledger.free_the_dead(engine)
+        backlog.free_the_dead(engine)
 
     assert queries.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
     assert [item.image_id for item in claimed(engine).items] != [bad]
@@ -265,7 +265,7 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
     for _ in range(6):
         claim = claimed(engine, owner=DEAD)
         ledger.start(engine, claim, [item.image_id for item in claim.items])
-        ledger.free_the_dead(engine)
+        backlog.free_the_dead(engine)
 
     assert queries.progress(engine, job_id).failed == 0
     assert score_all(engine) == 2
@@ -277,7 +277,7 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
         ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
-        ledger.free_the_dead(engine)
+        backlog.free_the_dead(engine)
 
     jobs.finish_done_jobs(engine)
 
@@ -315,7 +315,7 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
     score_all(engine)
     expire(engine)
 
-    ledger.send(engine, LANE, ahead=2, lease_s=60)
+    backlog.send(engine, LANE, ahead=2, lease_s=60)
 
     with reading(engine) as connection:
         assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE

@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from migrations.upgrade import upgrade
-from models import db, fleet, ledger
+from models import backlog, db, fleet, ledger
 from models.db import SCHEMA, check_schema, reading, writing
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 from models.ledger import Failed
@@ -72,7 +72,7 @@ def test_the_views_show_scores_failures_and_what_waits(engine: Engine) -> None:
     job = listed(engine, photos(40))
     with reading(engine) as connection:
         assert connection.execute(text("SELECT job, waiting FROM qsit_backlog")).one() == (job, 40)
-    (message, *_) = ledger.send(engine, LANE, ahead=1, lease_s=60)
+    (message, *_) = backlog.send(engine, LANE, ahead=1, lease_s=60)
     claim = ledger.claim(engine, message.chunk_id, LANE, fleet.identity(), 60)
     assert claim is not None
     ledger.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)

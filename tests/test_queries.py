@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from models import fleet, ledger, queries
+from models import backlog, fleet, ledger, queries
 from models.ledger import Scored
 from models.queries import Sort, Wanted
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
@@ -16,7 +16,7 @@ def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Thirty scores with many ties, read in pages of seven."""
     monkeypatch.setattr(queries, "PAGE", 7)
     listed(engine, [*photos(20), *photos(10, "file:///q/")])
-    while messages := ledger.send(engine, LANE, ahead=4, lease_s=60):
+    while messages := backlog.send(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
             claim = ledger.claim(engine, message.chunk_id, LANE, fleet.identity(), 60)
             assert claim is not None

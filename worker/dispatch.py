@@ -5,7 +5,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.url import maybe_sanitize_url
 from sqlalchemy import Engine
 
-from models import ledger
+from models import backlog
 from models.errors import BrokerUnavailable
 from models.ledger import Lane
 
@@ -27,12 +27,12 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
     Raises:
         BrokerUnavailable: when Redis does not take a message; what was not sent is queued again.
     """
-    messages = ledger.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
+    messages = backlog.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
     for index, message in enumerate(messages):
         try:
             app.send_task(TASK, args=[message.chunk_id, message.uris], queue=queue_of(lane))
         except OperationalError as error:
-            ledger.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
+            backlog.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
             raise _unavailable(app, error) from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from celery import Celery
 from sqlalchemy import Engine
 
-from models import db, fleet, ledger
+from models import backlog, db, fleet, ledger
 from models.errors import QsitError
 from models.jobs import finish_done_jobs
 from models.ledger import Claim, ClaimedItem, Lane
@@ -135,7 +135,7 @@ class Process:
             with _logged_faults():
                 dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
             with _logged_faults():
-                ledger.free_the_dead(self.engine)
+                backlog.free_the_dead(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
 
