@@ -38,6 +38,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; its exit status. Whatever the user can cause ends in one line."""
+    _open_closed_streams()
     raise_on_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files leave as the bytes they are
@@ -56,9 +57,21 @@ def run(arguments: list[str]) -> int:
         return COULD_NOT_RUN
     except Interrupted as interrupted:
         return interrupted.exit_status
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
-        return OK
+        if isinstance(error, BrokenPipeError):
+            return OK
+        _talk(f"qsit: {error.filename or 'writing the output'}: {error.strerror}")
+        return COULD_NOT_RUN
+
+
+def _open_closed_streams() -> None:
+    """Started without standard streams (`>&-`), write to nothing: files opened later must not take their places."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 -- for the life of the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _talk(line: str) -> None:

@@ -12,9 +12,10 @@ class Interrupted(BaseException):
 
 
 def raise_on_signals() -> None:
-    """From now on, the three signals raise Interrupted."""
+    """From now on, the three signals raise Interrupted; one that the caller ignores, as nohup does, stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _raise)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
 
 
 def _raise(signum: int, _: object) -> None:

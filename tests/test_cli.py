@@ -10,6 +10,7 @@ import pytest
 
 from producer.cli import cli, run
 from producer.interrupts import Interrupted
+from tests.programs import QSIT, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -152,3 +153,35 @@ def test_an_unreachable_redis_is_named_without_its_password(
 
 def test_an_interrupt_has_the_status_of_its_signal() -> None:
     assert Interrupted(15).exit_status == 143
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
+    code = (
+        "import os, signal; from producer.interrupts import raise_on_signals;"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN); raise_on_signals();"
+        "os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "words"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("<&-", 0, ""),
+        ("> /dev/full", 1, "qsit: writing the output: No space left"),
+    ],
+)
+def test_closed_and_full_streams_are_no_crash(tmp_path: Path, redirection: str, status: int, words: str) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    assert subprocess.run([QSIT, "db", "upgrade"], env=environment(url, {}), capture_output=True).returncode == 0
+    command = f"{QSIT} results --format csv {redirection}"
+
+    done = subprocess.run(command, shell=True, env=environment(url, {}), capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr.strip().startswith(words)) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
