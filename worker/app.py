@@ -1,5 +1,6 @@
 """The Celery app, its configuration, and the life of its processes."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from models.errors import QsitError, UsageError
+from models.errors import UsageError
 
 log = logging.getLogger("qsit")
 
@@ -66,7 +67,7 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
         revision = checkpoint.resolve(checkpoint.full_name(chosen.model), chosen.revision)
         lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
-    except QsitError as error:
+    except Exception as error:  # Celery would log it and go on, unconfigured
         raise SystemExit(f"qsit worker: {error}") from error
     os.environ["QSIT_REVISION"] = revision  # what every process loads, one that is started later, too
     conf.worker_concurrency = len(devices)
@@ -84,7 +85,8 @@ def _prepare_signals(instance: Any, **_: Any) -> None:
 
     def tell_processes(**_: Any) -> None:
         for pid in instance.pool.info["processes"] if instance.pool else ():
-            os.kill(pid, signal.SIGUSR2)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
 
     signal.signal(signal.SIGUSR2, give_up)
     signals.worker_shutting_down.connect(tell_processes, weak=False)
@@ -101,7 +103,7 @@ def _begin_process(**_: Any) -> None:
         chosen = settings.load()
         devices = find_devices(chosen.device)
         process.begin(app, chosen, devices[current_process().index])
-    except QsitError as error:
+    except Exception as error:  # noqa: BLE001 -- Celery would log it and go on, without a model
         print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
         os.kill(os.getppid(), signal.SIGUSR2)
         time.sleep(2)  # or the pool would start another process before it hears

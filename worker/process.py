@@ -76,6 +76,7 @@ class Process:
             "model %s at revision %s loaded on %s in %s, in %.1f s",
             self.lane.model, self.lane.revision, device, dtype, self.row.load_s,
         )  # fmt: skip
+        self._standing_notice = self.row.notice
         fleet.announce(self.engine, self.row)
         budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         self.pipeline = Pipeline(model, dtype, budget, settings.loaders)
@@ -111,8 +112,9 @@ class Process:
 
     def say(self, notice: str | None) -> None:
         """Tell log and `status`, once, what keeps this worker from working, or that nothing does."""
+        notice = notice or self._standing_notice
         if notice != self.row.notice:
-            if notice is not None:
+            if notice != self._standing_notice:
                 log.error("%s", notice)
             self.row.notice = notice
             fleet.say(self.engine, self.owner, notice=notice)
