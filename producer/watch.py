@@ -15,6 +15,7 @@ from producer.report import how_to_serve, per_second
 
 POLL_S = 0.25
 PLAIN_LINES_S = 10.0
+RATE_S = 30.0
 LIVE_S = 60.0
 """A worker seen within this time is taken to live."""
 
@@ -101,12 +102,14 @@ class _Rate:
 
     def words(self, progress: JobProgress) -> str:
         now, done = time.monotonic(), progress.scored + progress.failed
-        self._seen = [point for point in self._seen if now - point[0] < 30] + [(now, done)]
-        (first_time, first_done), span = self._seen[0], now - self._seen[0][0]
-        rate = (done - first_done) / span if span > 0 else 0.0
-        del first_time
+        self._seen = [(then, count) for then, count in self._seen if now - then < RATE_S]
+        if self._seen and self._seen[0][1] == done:
+            self._seen.clear()  # nothing done yet: loading the model is no slowness
+        self._seen.append((now, done))
+        began, already = self._seen[0]
         words = [f"{progress.failed:,} failed"]
-        if rate:
+        if done > already:
+            rate = (done - already) / (now - began)
             words.append(per_second(rate))
             if progress.is_listed:
                 words.append(f"{_duration((progress.to_do - done) / rate)} left")
