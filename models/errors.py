@@ -61,6 +61,10 @@ class WorkerFault(QsitError):
     """Raised when a worker cannot read what others may: its chunk goes back, no photo fails."""
 
 
+class ModelBroken(WorkerFault):
+    """Raised when the loaded model fails on an image that is known to be good."""
+
+
 class ImageError(QsitError):
     """Raised when one photo cannot be scored."""
 

@@ -1,8 +1,11 @@
 """The workers: who they are, what they hold, and whether they still live."""
 
+import contextlib
+import functools
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from sqlalchemy import Connection, Engine, delete, select, update
@@ -17,7 +20,12 @@ FORGOTTEN_S = 24 * 3600
 
 def identity() -> str:
     """host:pid:start of this process, with which it signs what it holds."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return _identity(os.getpid())
+
+
+@functools.cache
+def _identity(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{_started(pid)}"
 
 
 def is_dead(owner: str) -> bool:
@@ -26,11 +34,17 @@ def is_dead(owner: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        process = psutil.Process(int(pid))
-        same = abs(process.create_time() - float(start)) < 2.0  # the time of boot it is counted from may waver
-        return not same or process.status() == psutil.STATUS_ZOMBIE
+        return _started(int(pid)) != start or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _started(pid: int) -> str:
+    """When a process began: on Linux in ticks since boot, which no change of the clock moves. Raises NoSuchProcess."""
+    began = psutil.Process(pid).create_time()
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]  # field 22 of proc(5)
+    return f"{began:.2f}"
 
 
 @dataclass(frozen=True)

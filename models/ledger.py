@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, and_, case, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.db import now_s, storable, writing
 from models.errors import LeaseLost
 from models.jobs import finish_if_done
-from models.states import ChunkState, ItemState, JobState, Reason, Risk
-from models.tables import Chunk, Image, Item, Job, Score, Scorer
+from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
 LOSSES_TO_CRASHED = 3
 
@@ -173,9 +173,7 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
             _check_lease(connection, claim)
         except LeaseLost:
             return
-        in_flight = and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED)
-        connection.execute(update(Item).where(in_flight, Item.risk == Risk.IN_FLIGHT).values(risk=Risk.NONE))
-        connection.execute(update(Item).where(in_flight, Item.risk == Risk.ALONE).values(risk=Risk.SUSPECT))
+        _calm(connection, and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED))
         _release(connection, claim.chunk_id, delay_s)
     finish_if_done(engine, claim.job_id)
 
@@ -235,6 +233,10 @@ def lose(connection: Connection, chunk_id: int) -> int:
     if connection.execute(query.with_for_update(skip_locked=True)).scalar() is None:
         return 0
     open_items = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+    if _was_told_to_end(connection, chunk_id):
+        _calm(connection, open_items)
+        _release(connection, chunk_id, 0.0)
+        return 1
     crashed = and_(open_items, Item.risk == Risk.ALONE, Item.losses + 1 >= LOSSES_TO_CRASHED)
     count = connection.execute(
         update(Item)
@@ -255,6 +257,19 @@ def lose(connection: Connection, chunk_id: int) -> int:
     connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(failed=Chunk.failed + count))
     _release(connection, chunk_id, 0.0)
     return 1
+
+
+def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
+    """Whether the chunk's worker was killed while it was stopping anyway, which is no photo's doing."""
+    stopped = select(Worker.owner).where(Worker.state == WorkerState.STOPPED)
+    query = select(Chunk.id).where(Chunk.id == chunk_id, Chunk.owner.in_(stopped))
+    return connection.execute(query).scalar() is not None
+
+
+def _calm(connection: Connection, items: ColumnElement[bool]) -> None:
+    """Nothing of these items is in flight any more, and nothing is laid to them."""
+    connection.execute(update(Item).where(items, Item.risk == Risk.IN_FLIGHT).values(risk=Risk.NONE))
+    connection.execute(update(Item).where(items, Item.risk == Risk.ALONE).values(risk=Risk.SUSPECT))
 
 
 def _release(connection: Connection, chunk_id: int, delay_s: float) -> None:

@@ -36,7 +36,7 @@ class Risk(StrEnum):
 class WorkerState(StrEnum):
     LOADING = "loading"  # its model is on the way to the device
     READY = "ready"
-    STOPPED = "stopped"  # ended in good order, or could not load its model
+    STOPPED = "stopped"  # told to end, or could not load its model
 
 
 class Reason(StrEnum):

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 
-import psutil
 import pytest
 from sqlalchemy import Engine, update
 
@@ -27,11 +26,13 @@ def test_a_process_knows_itself_to_live() -> None:
 
 
 def test_an_ended_process_of_this_host_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = f"{socket.gethostname()}:{child.pid}:{psutil.Process(child.pid).create_time():.2f}"
+    code = "from models import fleet; print(fleet.identity(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    owner = child.stdout.readline().strip()
     assert not fleet.is_dead(owner)
 
-    child.communicate(b"\n")
+    child.communicate("\n")
 
     assert fleet.is_dead(owner)
 

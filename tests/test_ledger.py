@@ -319,3 +319,20 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
 
     with reading(engine) as connection:
         assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE
+
+
+def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    fleet.announce(
+        engine,
+        Worker(owner=DEAD, broker="", model="demo", revision="r1", device="cpu", dtype="float32", state="stopped"),
+    )
+
+    for _ in range(4):
+        claim = claimed(engine, owner=DEAD)
+        assert not claim.items[1].suspect
+        ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
+        ledger.start(engine, claim, [claim.items[1].image_id])
+        assert backlog.free_the_dead(engine) == 1
+
+    assert queries.progress(engine, job_id).failed == 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import ImageError, WorkerFault
+from models.errors import ImageError, ModelBroken, WorkerFault
 from models.ledger import ClaimedItem, Failed, Scored
 from models.states import Reason
 from worker.pipeline import Pipeline
@@ -448,3 +448,16 @@ def test_a_turn_that_is_given_up_leaves_no_threads() -> None:
 
 def loaders_alive() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_a_model_that_fails_on_a_good_image_too_is_broken_and_fails_no_photo() -> None:
+    class LostDevice:
+        def score(self, images: Sequence[Prepared]) -> list[Score]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    probe = Prepared(np.zeros((2, 4, 4, 3), np.uint8), 4, 4, 10)
+    pipeline = Pipeline(LostDevice(), "float16", 100, 2, probe)
+    items = [ClaimedItem(number, f"file:///{number}.jpg", "1", False) for number in range(5)]
+
+    with pytest.raises(ModelBroken, match="illegal memory access"):
+        list(pipeline.run(items, lambda _: probe, lambda *_: None, turn_s=60, stopping=lambda: False))

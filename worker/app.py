@@ -109,7 +109,7 @@ def _begin_process(**_: Any) -> None:
         time.sleep(2)  # or the pool would start another process before it hears
         os._exit(NO_MODEL)
     here = process.here()
-    signal.signal(signal.SIGUSR2, lambda *_: setattr(here, "stopping", True))
+    signal.signal(signal.SIGUSR2, lambda *_: here.stop())
 
 
 @signals.worker_process_shutdown.connect

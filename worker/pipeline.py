@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from models.errors import ImageError, WorkerFault
+from models.errors import ImageError, ModelBroken, WorkerFault
 from models.ledger import ClaimedItem, Failed, Scored
 from models.states import Reason
 from worker.procedure import Score
@@ -27,6 +27,7 @@ class Pipeline:
     """
     Scores items with one model.
 
+    probe: a good image, scored when another fails, to tell a broken model (a lost GPU, say) from a bad image.
     batch_tokens: the budget of a batch; an image over it goes alone. Halved when the device runs out of memory.
     look_ahead: the most photos in preparation or waiting.
     """
@@ -35,6 +36,7 @@ class Pipeline:
     dtype: str
     batch_tokens: int
     loaders: int
+    probe: Prepared | None = None
 
     @property
     def look_ahead(self) -> int:
@@ -58,6 +60,7 @@ class Pipeline:
 
         Raises:
             WorkerFault: when an item cannot be read by the fault of this worker.
+            ModelBroken: when the model fails on the probe, too.
         """
         deadline = time.monotonic() + turn_s
         suspects = [item for item in items if item.suspect]
@@ -127,12 +130,22 @@ class Pipeline:
         # by now the error is gone, and with it the frames that held the batch's memory
         if len(batch) == 1:
             item, prepared = batch[0]
+            if reason is Reason.MODEL_ERROR:
+                self._check_model()
             return [Failed(item.image_id, reason, f"{prepared.width} x {prepared.height} pixels: {words}")]
         if reason is Reason.OUT_OF_MEMORY:
             tokens = sum(prepared.tokens for _, prepared in batch)
             self.batch_tokens = max(1, min(self.batch_tokens, tokens // 2))
         half = len(batch) // 2
         return self._score(batch[:half]) + self._score(batch[half:])
+
+    def _check_model(self) -> None:
+        if self.probe is None:
+            return
+        try:
+            self.model.score([self.probe])
+        except Exception as error:
+            raise ModelBroken(f"the model fails on every image, and is loaded anew: {_line(error)}") from error
 
 
 def _bytes(flying: deque[tuple[ClaimedItem, Future[Prepared]]]) -> int:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 from celery import Celery
+from PIL import Image
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, ledger
@@ -51,6 +52,7 @@ class Process:
         self._lost = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._stop = threading.Event()
         dtype = settings.dtype or default_dtype(device)
         self.row = Worker(
             owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
@@ -79,7 +81,8 @@ class Process:
         self._standing_notice = self.row.notice
         fleet.announce(self.engine, self.row)
         budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
-        self.pipeline = Pipeline(model, dtype, budget, settings.loaders)
+        probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
+        self.pipeline = Pipeline(model, dtype, budget, settings.loaders, probe)
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         pause_s = min(PULSE_S, settings.lease_s / 6)
         for thread in (self._heartbeat, self._timer):
@@ -106,6 +109,11 @@ class Process:
             with self._lock:
                 self._claim = None
 
+    def stop(self) -> None:
+        """End soon: after the batch in hand. Called by a signal."""
+        self.stopping = True
+        self._stop.set()
+
     def interrupted(self) -> bool:
         """Whether the chunk in hand is to be dropped: the worker is stopping, or has lost its lease."""
         return self.stopping or self._lost
@@ -125,6 +133,10 @@ class Process:
             fleet.say(self.engine, self.owner, state=WorkerState.STOPPED)
 
     def _heartbeat(self, pause_s: float) -> None:
+        while not self._stop.wait(pause_s):
+            with _logged_faults():
+                self._beat()
+        self.end()  # said at once, so that being killed while it ends is laid to no photo
         while True:
             with _logged_faults():
                 self._beat()

@@ -1,9 +1,10 @@
 """The one task: a turn of work on one chunk."""
 
 import logging
+import os
 
 from models import ledger
-from models.errors import LeaseLost, QsitError, WorkerFault
+from models.errors import LeaseLost, ModelBroken, QsitError, WorkerFault
 from worker import process
 from worker.app import app
 from worker.dispatch import TASK
@@ -35,7 +36,7 @@ def score_chunk(chunk_id: int, uris: list[str]) -> None:
 
 
 def _turn(here: process.Process, claim: ledger.Claim) -> None:
-    delay_s = 0.0
+    delay_s, broken = 0.0, False
     batches = here.pipeline.run(
         claim.items,
         lambda item: here.prepare(item, claim.procedure),
@@ -51,4 +52,7 @@ def _turn(here: process.Process, claim: ledger.Claim) -> None:
         except WorkerFault as fault:
             here.say(str(fault))
             delay_s = FAULT_DELAY_S
+            broken = isinstance(fault, ModelBroken)
     ledger.hand_back(here.engine, claim, delay_s=delay_s)
+    if broken:
+        os._exit(1)  # the pool starts another process, which loads the model anew
