@@ -11,6 +11,7 @@ QsitError                   one line to the user, exit status 1
 |-- JobNotFound
 |-- LeaseLost               the chunk is no longer ours: write nothing
 |-- WorkerFault             the worker, not the photo, is at fault: the chunk goes back
+|   `-- ModelBroken         the loaded model fails on everything: the process is replaced
 `-- ImageError              one photo cannot be scored, with its reason
 """
 
