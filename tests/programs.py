@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,13 +39,24 @@ def started(
     """A program that runs meanwhile; killed with all its processes at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment(database_url, variables), stdout=output, stderr=output, cwd=cwd
+            command,
+            env=environment(database_url, variables),
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            preexec_fn=_heed_signals,
         )
     try:
         yield process
     finally:
         kill(family(database_url) if process.poll() is None else [])
         process.wait()
+
+
+def _heed_signals() -> None:
+    """Also where the tests themselves run under nohup or in the background of a shell."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def environment(database_url: str, variables: dict[str, str]) -> dict[str, str]:

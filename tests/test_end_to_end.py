@@ -212,6 +212,28 @@ def test_a_fleet_on_a_redis_by_url_scores_every_photo_once(database_url: str, br
     assert family(database_url) == []
 
 
+def test_sigterm_to_every_process_of_a_worker_hands_back_what_it_holds(
+    sqlite_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    folder = make_photos(tmp_path / "photos", 200)
+    variables = {"QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_BATCH_TOKENS": "2000"}
+    run("db", "upgrade", database_url=sqlite_url)
+
+    log = tmp_path / "log"
+    with started(QSIT, "worker", "--root", str(folder), database_url=sqlite_url, log=log, **variables) as worker:
+        until(lambda: "loaded on cpu" in log.read_text())
+        run("submit", str(folder), database_url=sqlite_url, **variables)
+        until(lambda: scores_in(sqlite_url) > 3)
+        for member in family(sqlite_url):
+            member.terminate()
+        assert worker.wait(60) == 0
+
+    assert "Traceback" not in log.read_text()
+    assert family(sqlite_url) == []
+    status = json.loads(run("status", "--format", "json", database_url=sqlite_url).stdout)
+    assert (status["running"], status["queued"] + status["scored"]) == (0, 200)
+
+
 def test_what_cannot_be_scored_fails_with_its_reason_and_nothing_else_does(sqlite_url: str, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 3)
     (folder / "text.jpg").write_text("no photo")

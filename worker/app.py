@@ -27,7 +27,11 @@ def configuration() -> dict[str, Any]:
     return {
         "broker_url": settings.load().broker_url or DEFAULT_BROKER,
         "broker_connection_retry_on_startup": True,
-        "broker_transport_options": {"visibility_timeout": 3600},  # far longer than a turn; the ledger re-sends sooner
+        "broker_transport_options": {
+            "visibility_timeout": 3600,  # far longer than a turn; the ledger re-sends sooner
+            "socket_connect_timeout": 10,
+            "socket_timeout": 20,  # far longer than a poll; or a Redis that hangs would hang us
+        },
         "result_backend": None,
         "task_ignore_result": True,
         "accept_content": ["json"],

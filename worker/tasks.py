@@ -1,7 +1,10 @@
 """The one task: a turn of work on one chunk."""
 
+import contextlib
 import logging
 import os
+import signal
+from collections.abc import Iterator
 
 from models import ledger
 from models.errors import LeaseLost, ModelBroken, QsitError, WorkerFault
@@ -23,16 +26,37 @@ def score_chunk(chunk_id: int, uris: list[str]) -> None:
     The ledger says what is opened; `uris` are for the eyes of whoever watches the queue.
     """
     here = process.here()
+    if here.stopping:
+        os._exit(0)  # told to end by itself; the pool starts another process, and the ledger sends the chunk again
     try:
-        claim = ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
-        here.top_up()
-        if claim is not None:
-            _turn(here, claim)
+        with _sigterm_stops(here):
+            claim = ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
             here.top_up()
+            if claim is not None:
+                _turn(here, claim)
+                here.top_up()
     except LeaseLost as lost:
         log.warning("%s; another worker has it", lost)
     except QsitError as error:
         log.error("%s", error)
+
+
+@contextlib.contextmanager
+def _sigterm_stops(here: process.Process) -> Iterator[None]:
+    """
+    SIGTERM lets the batch in hand be recorded; a second one ends the process at once. Celery tells its processes by
+    another signal, but systemd, for one, signals every process of a service.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        here.stop()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _turn(here: process.Process, claim: ledger.Claim) -> None:
