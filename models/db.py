@@ -63,9 +63,14 @@ def parse_url(url: str) -> URL:
     if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database not in (None, "", ":memory:"):
         return parsed
     raise DatabaseError(
-        f"QSIT_DATABASE_URL: {parsed.render_as_string()} is neither a SQLite file (sqlite:////path/qsit.db) "
+        f"QSIT_DATABASE_URL: {shown(parsed)} is neither a SQLite file (sqlite:////path/qsit.db) "
         "nor PostgreSQL (postgresql://user@host/name)"
     )
+
+
+def shown(url: URL) -> str:
+    """A URL as it may be shown: without its password, wherever that stands."""
+    return url.difference_update_query(["password"]).render_as_string()
 
 
 def connect(url: str, *, create: bool = False) -> Engine:
@@ -141,7 +146,7 @@ def _translated(engine: Engine) -> Iterator[None]:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
         may_pass = isinstance(error, OperationalError) or error.connection_invalidated
         kind = DatabaseUnavailable if may_pass else DatabaseError
-        raise kind(f"the database {engine.url.render_as_string()} cannot be used: {reason}") from error
+        raise kind(f"the database {shown(engine.url)} cannot be used: {reason}") from error
 
 
 def storable(text: str) -> str:
@@ -161,7 +166,7 @@ def check_schema(engine: Engine) -> None:
         return
     refuse_newer_schema(engine)
     has = "no qsit schema yet" if found is None else f"schema {found}, and this qsit needs {SCHEMA}"
-    raise SchemaMismatch(f"the database {engine.url.render_as_string()} has {has}; run: qsit db upgrade")
+    raise SchemaMismatch(f"the database {shown(engine.url)} has {has}; run: qsit db upgrade")
 
 
 def refuse_newer_schema(engine: Engine) -> None:
@@ -173,7 +178,7 @@ def refuse_newer_schema(engine: Engine) -> None:
     """
     found = _schema_of(engine)
     if found is not None and found > SCHEMA:
-        where = engine.url.render_as_string()
+        where = shown(engine.url)
         raise SchemaMismatch(f"the database {where} has schema {found}, newer than this qsit's {SCHEMA}; upgrade qsit")
 
 

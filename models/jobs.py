@@ -86,7 +86,15 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
             raise UsageError(f"the job {spec.name} exists with other sources or options; choose another --name")
         if found is not None:
             job_id = found.id
-            connection.execute(update(Job).where(Job.id == job_id).values(private=spec.private, priority=spec.priority))
+            connection.execute(
+                update(Job)
+                .where(Job.id == job_id)
+                .values(
+                    private=Job.private if spec.private else False,  # what the fleet works on stays the fleet's
+                    priority=spec.priority,
+                    max_failed=spec.max_failed,
+                )
+            )
         else:
             job_id = _insert_job(connection, spec, scorer)
         return _opened(connection, job_id, is_new=found is None)

@@ -57,6 +57,11 @@ def run(arguments: list[str]) -> int:
         return COULD_NOT_RUN
     except Interrupted as interrupted:
         return interrupted.exit_status
+    except SystemExit as ended:  # how click ends on a closed pipe
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return OK
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
         if isinstance(error, BrokenPipeError):
@@ -104,7 +109,8 @@ def _submission(command: F) -> F:
         click.option("--files-from", metavar="FILE|-", help="A list of files and folders, one a line."),
         click.option("--column", metavar="NAME", help="The list is CSV or TSV; the column with the paths."),
         click.option("-0", "null_separated", is_flag=True, help="The list is separated by NUL bytes."),
-        click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first."),
+        click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, show_default=True,
+                     help="Higher goes first."),
         click.option("--max-failed", default="0", show_default=True, metavar="N|P%", callback=_max_failed,
                      help="Failed photos that are no failure of the job."),
     )):  # fmt: skip
@@ -314,7 +320,7 @@ def upgrade() -> int:
 
     chosen = settings.load()
     run_upgrade(chosen.database_url)
-    _talk(f"{db.parse_url(chosen.database_url).render_as_string()} has schema {db.SCHEMA}")
+    _talk(f"{db.shown(db.parse_url(chosen.database_url))} has schema {db.SCHEMA}")
     return OK
 
 
@@ -323,7 +329,7 @@ def check() -> int:
     """Tell whether the database can be reached and has this program's schema."""
     chosen = settings.load()
     engine = _database(chosen)
-    _talk(f"{engine.url.render_as_string()} has schema {db.SCHEMA}")
+    _talk(f"{db.shown(engine.url)} has schema {db.SCHEMA}")
     return OK
 
 

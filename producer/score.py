@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, queries
+from models import backlog, db, fleet, jobs, queries
 from models.errors import SchemaMismatch
 from models.ledger import Lane
 from models.queries import Progress, Wanted
@@ -90,6 +90,8 @@ def _work(engine: Engine, chosen: Settings, lister: Lister, console: Console, *,
         nonlocal looked
         if run is not None:
             run.check()
+        if progress.is_listed and not progress.queued + progress.running:
+            jobs.finish_if_done(engine, job.id)  # whose last worker ended before it could
         if not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:
             lister.list(after_batch)  # which does nothing while the process that lists the job lives
             looked = time.monotonic()
@@ -125,7 +127,7 @@ def _summary(engine: Engine, chosen: Settings, progress: Progress, scored_now: i
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
     reasons = queries.failures_by_reason(engine, progress.job)
-    database = engine.url.render_as_string()
+    database = db.shown(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
     return report.summary(progress, scored_now, seconds, worst, best, reasons, database, command)

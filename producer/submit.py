@@ -167,13 +167,13 @@ def _list_file(request: Request) -> Iterator[Path | None]:
 
 def _read_list(path: Path, request: Request) -> Iterator[str]:
     try:
-        with path.open("r", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if request.column is not None:
                 yield from _column(file, request.column)
             elif request.null_separated:
                 yield from _null_separated(file)
             else:
-                yield from filter(None, (line.rstrip("\r\n") for line in file))
+                yield from (line.rstrip("\r\n") for line in file if line.strip())
     except (OSError, csv.Error) as error:
         raise SourceError(f"cannot read the list {request.files_from}: {error}") from error
 

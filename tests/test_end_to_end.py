@@ -178,8 +178,9 @@ def test_a_fleet_on_a_redis_by_url_scores_every_photo_once(database_url: str, br
     variables = {"QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(folder), "QSIT_DEVICE": "cpu"}
     run("db", "upgrade", database_url=database_url)
     elsewhere = tmp_path / "elsewhere"
-    (elsewhere / "worker").mkdir(parents=True)
-    (elsewhere / "worker" / "__init__.py").write_text("raise SystemExit('the wrong worker')")
+    for package in ("worker", "PIL", "models"):
+        (elsewhere / package).mkdir(parents=True)
+        (elsewhere / package / "__init__.py").write_text(f"raise SystemExit('the wrong {package}')")
 
     with (
         started(QSIT, "worker", database_url=database_url, log=tmp_path / "1.log", cwd=elsewhere, **variables) as one,

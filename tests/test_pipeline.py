@@ -461,3 +461,25 @@ def test_a_model_that_fails_on_a_good_image_too_is_broken_and_fails_no_photo() -
 
     with pytest.raises(ModelBroken, match="illegal memory access"):
         list(pipeline.run(items, lambda _: probe, lambda *_: None, turn_s=60, stopping=lambda: False))
+
+
+def test_what_this_worker_cannot_read_holds_up_no_other() -> None:
+    class Model:
+        def score(self, images: Sequence[Prepared]) -> list[Score]:
+            return [score_of((0.0, 0.0, 0.0, 0.0, 0.0)) for _ in images]
+
+    def prepare(item: ClaimedItem) -> Prepared:
+        if item.image_id == 1:
+            raise WorkerFault("under none of the roots")
+        return Prepared(np.zeros((2, 4, 4, 3), np.uint8), 4, 4, 10)
+
+    items = [ClaimedItem(number, f"file:///{number}.jpg", "1", False) for number in range(5)]
+    batches = Pipeline(Model(), "float32", 20, 2).run(
+        items, prepare, lambda *_: None, turn_s=60, stopping=lambda: False
+    )
+
+    done = [result.image_id for _ in range(2) for result in next(batches)]
+
+    assert sorted(done) == [0, 2, 3, 4]
+    with pytest.raises(WorkerFault, match="none of the roots"):
+        next(batches)

@@ -54,8 +54,14 @@ class App(Celery):
     """
 
 
-app = App("qsit", include=["worker.tasks"])
+app = App("qsit")
 app.add_defaults(configuration)
+
+
+@signals.import_modules.connect
+def _import_tasks(**_: Any) -> None:
+    """Not by Celery's setting `include`, which is imported with the folder where the user stands before all others."""
+    import worker.tasks  # noqa: F401
 
 
 @signals.celeryd_init.connect

@@ -37,6 +37,7 @@ class Pipeline:
     batch_tokens: int
     loaders: int
     probe: Prepared | None = None
+    _fault: WorkerFault | None = None
 
     @property
     def look_ahead(self) -> int:
@@ -59,10 +60,11 @@ class Pipeline:
         start: called with image ids, and whether they run alone, before they are taken up.
 
         Raises:
-            WorkerFault: when an item cannot be read by the fault of this worker.
+            WorkerFault: at the end, when an item could not be read by the fault of this worker.
             ModelBroken: when the model fails on the probe, too.
         """
         deadline = time.monotonic() + turn_s
+        self._fault = None
         suspects = [item for item in items if item.suspect]
         others = iter([item for item in items if not item.suspect])
         pool = ThreadPoolExecutor(self.loaders, thread_name_prefix="loader")
@@ -86,6 +88,8 @@ class Pipeline:
                     break
                 start([item.image_id], True)
                 yield self._batch(deque([(item, pool.submit(prepare, item))]))
+            if self._fault is not None:
+                raise self._fault
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -100,8 +104,8 @@ class Pipeline:
                 prepared = future.result()
             except ImageError as error:
                 failed.append(Failed(item.image_id, error.reason, str(error)))
-            except WorkerFault:
-                raise
+            except WorkerFault as fault:
+                self._fault = self._fault or fault  # the others can be scored nevertheless
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is of this photo
                 failed.append(Failed(item.image_id, Reason.MODEL_ERROR, f"preparing it failed: {_line(error)}"))
             else:

@@ -65,7 +65,7 @@ class QSit:
         transformers_logging.set_verbosity_error()  # what it would warn of is checked below
         transformers_logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             loaded, report = cast(
                 tuple[Any, dict[str, Any]],
                 LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -74,6 +74,7 @@ class QSit:
                     attn_implementation="sdpa",
                     output_loading_info=True,
                     use_safetensors=True,
+                    trust_remote_code=False,
                     ignore_mismatched_sizes=True,  # they are in the report, and refused below
                 ),
             )

@@ -140,7 +140,7 @@ def local_path(source: str) -> Path:
         SourceError: when it is a URL of another kind than file:// .
     """
     if source.startswith("file:///"):
-        return path_of(source)
+        return Path(os.path.abspath(path_of(source)))
     if "://" in source:
         kind = source.split("://", 1)[0]
         raise SourceError(f"{kind}:// sources are not supported by this version; name a folder or a file")
