@@ -32,5 +32,5 @@ $(VENV)/worker: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test: $(VENV)/worker
-	$(PIP) --editable '.[worker,postgres,test]'
+	$(PIP) --editable '.[worker,postgres,heif,test]'
 	@touch $@

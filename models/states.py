@@ -51,10 +51,14 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"  # an image, of a kind that is not read
     TOO_LARGE = "too_large"  # more pixels or bytes than the limit
     CORRUPT = "corrupt"  # its data is truncated or broken
+    TIMEOUT = "timeout"  # decoding it took longer than the limit
     MODEL_ERROR = "model_error"  # the model failed on it, alone too
     OUT_OF_MEMORY = "out_of_memory"  # does not fit the device, alone too
     CRASHED = "crashed"  # ended its worker three times while running alone
 
+
+UNKNOWN_VERSION = ""
+"""The version of an image of which only the URI is known; whoever reads it learns the version."""
 
 PASSING_REASONS = (Reason.MISSING, Reason.UNREADABLE, Reason.CHANGED, Reason.OUTSIDE)
 """Failures that say nothing about the photo itself: the next job tries again."""
