@@ -11,7 +11,7 @@ QsitError                   one line to the user, exit status 1
 |-- JobNotFound
 |-- LeaseLost               the chunk is no longer ours: write nothing
 |-- WorkerFault             the worker, not the photo, is at fault: the chunk goes back
-|   `-- ModelBroken         the loaded model fails on everything: the process is replaced
+|   `-- ProcessSpent        the process is of no more use, and is replaced
 `-- ImageError              one photo cannot be scored, with its reason
 """
 
@@ -62,8 +62,8 @@ class WorkerFault(QsitError):
     """Raised when a worker cannot read what others may: its chunk goes back, no photo fails."""
 
 
-class ModelBroken(WorkerFault):
-    """Raised when the loaded model fails on an image that is known to be good."""
+class ProcessSpent(WorkerFault):
+    """Raised when a process must be replaced: its model fails on a good image, or a decoder does not come back."""
 
 
 class ImageError(QsitError):

@@ -186,7 +186,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
         ).one_or_none()
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
-        ids = _register(connection, versions)
+        ids = register(connection, versions)
         in_job = set(
             connection.execute(select(Item.image_id).where(Item.job_id == job_id, Item.image_id.in_(ids))).scalars()
         )
@@ -239,7 +239,7 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
         return done.rowcount == 1
 
 
-def _register(connection: Connection, versions: dict[str, str]) -> list[int]:
+def register(connection: Connection, versions: dict[str, str]) -> list[int]:
     """Make each version the current one of its URI. The images' ids, in the order of `versions`."""
     rows = connection.execute(
         select(Image.id, Image.uri, Image.version, Image.current).where(Image.uri.in_(versions))

@@ -5,16 +5,16 @@ has lost the token writes nothing.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import now_s, storable, writing
+from models.db import in_turn, now_s, reading, storable, writing
 from models.errors import LeaseLost
-from models.jobs import finish_if_done
+from models.jobs import finish_if_done, register
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
 from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
@@ -52,16 +52,28 @@ class Claim:
     job_id: int
     scorer_id: int
     procedure: str
+    rescore: bool
     token: str
     items: list[ClaimedItem]
 
 
 @dataclass(frozen=True)
 class Scored:
+    """version: the one that was read, of an image whose version was unknown."""
+
     image_id: int
     score: float
     logits: tuple[float, ...]  # Excellent, Good, Fair, Poor, Bad
     dtype: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """An image whose version was unknown, and that has its score at the version it turned out to have."""
+
+    image_id: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +94,13 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
         if connection.execute(select(Chunk.id).where(lost)).scalar() is not None:
             lose(connection, chunk_id)
         job = connection.execute(
-            select(Job.id, Job.scorer_id, Job.rescore, Scorer.procedure)
+            select(Job.id, Job.scorer_id, Job.rescore, Job.private, Scorer.procedure)
             .join(Chunk, Chunk.job_id == Job.id)
             .join(Scorer, Scorer.id == Job.scorer_id)
             .where(Chunk.id == chunk_id, Job.state == JobState.ACTIVE)
             .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
         ).one_or_none()
-        if job is None or (lane.job_id is not None and job.id != lane.job_id):
+        if job is None or (job.private if lane.job_id is None else job.id != lane.job_id):
             return None
         free = or_(
             Chunk.state == ChunkState.SENT,
@@ -110,7 +122,7 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
             .order_by(Image.id)
         ).all()
     items = [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows]
-    return Claim(chunk_id, job.id, job.scorer_id, job.procedure, token, items)
+    return Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
 
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -129,20 +141,26 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
         )
 
 
-def record(engine: Engine, claim: Claim, results: Sequence[Scored | Failed], lease_s: float) -> None:
+def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> None:
     """
-    Write a batch's results, and extend the lease, in one transaction.
+    Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
+    one of its URI, and has the score; the item stays with the image whose version is unknown.
 
     Raises:
         LeaseLost: when the chunk is another's by now; nothing is written.
     """
     scored = [result for result in results if isinstance(result, Scored)]
     failed = [result for result in results if isinstance(result, Failed)]
+    done = [result for result in results if not isinstance(result, Failed)]
+    learnt = {result.image_id: result.version for result in done if result.version is not None}
     with writing(engine) as connection:
+        if learnt:
+            in_turn(connection, "jobs")
         _check_lease(connection, claim)
+        real_ids = _register_learnt(connection, learnt)
         if scored:
-            _write_scores(connection, claim, scored)
-        count = _settle_items(connection, claim, [result.image_id for result in scored], ItemState.SCORED)
+            _write_scores(connection, claim, scored, real_ids)
+        count = _settle_items(connection, claim, [result.image_id for result in done], ItemState.SCORED)
         for result in failed:
             connection.execute(
                 update(Item)
@@ -155,6 +173,14 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Failed], lea
             .where(Chunk.id == claim.chunk_id)
             .values(scored=Chunk.scored + count, failed=Chunk.failed + failures, until=now_s() + lease_s)
         )
+
+
+def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
+    """Whether an image has its score at a version."""
+    query = select(Score.image_id).join(Image, Image.id == Score.image_id)
+    query = query.where(Image.uri == uri, Image.version == version, Score.scorer_id == scorer_id)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar() is not None
 
 
 def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
@@ -187,10 +213,20 @@ def _check_lease(connection: Connection, claim: Claim) -> None:
         raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
 
 
-def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored]) -> None:
+def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int, int]:
+    """The images at the versions that were learnt, by the id of the one whose version is unknown."""
+    if not learnt:
+        return {}
+    rows = connection.execute(select(Image.id, Image.uri).where(Image.id.in_(learnt))).all()
+    real_ids = register(connection, {row.uri: learnt[row.id] for row in rows})
+    return {row.id: real_id for row, real_id in zip(rows, real_ids, strict=True)}
+
+
+def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
     rows = [
         {
-            "image_id": result.image_id, "scorer_id": claim.scorer_id, "score": result.score,
+            "image_id": real_ids.get(result.image_id, result.image_id), "scorer_id": claim.scorer_id,
+            "score": result.score,
             **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
             "dtype": result.dtype, "job_id": claim.job_id, "scored_at": datetime.now(UTC),
         }

@@ -152,7 +152,7 @@ def submit(waits: bool, **options: Any) -> int:
     engine = _database(chosen)
     dispatch.check_broker(app)
     console = Console(stderr=True)
-    with opened(engine, _request(chosen, **options)) as lister:
+    with opened(engine, _request(chosen, **options), endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = ledger.Lane(job.model, job.revision)
         listed = lister.list(lambda _: dispatch.top_up(engine, app, lane, chosen.lease_s))
@@ -166,14 +166,16 @@ def submit(waits: bool, **options: Any) -> int:
 @cli.command()
 @click.option("--device", help="auto, cpu, cuda, or cuda:0,cuda:1: one process each.  [default: QSIT_DEVICE or auto]")
 @click.option("--model", help="The model to hold.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]")
-@click.option("--root", "roots", multiple=True, metavar="DIR", help="A folder it may read, with all below; repeatable.")
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="A folder or s3:// place it may read; repeatable.")
 def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> None:
     """Run a worker: one process and one loaded model a device, fed by Redis, until it is told to end."""
+    from worker import sources
+
     for variable, value in (("QSIT_DEVICE", device), ("QSIT_MODEL", model)):
         if value is not None:
             os.environ[variable] = value
     if roots:
-        os.environ["QSIT_ROOTS"] = json.dumps([os.path.abspath(root) for root in roots])
+        os.environ["QSIT_ROOTS"] = json.dumps([sources.full_name(root) for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
 
 

@@ -56,7 +56,7 @@ class LocalRun:
 
 
 @contextlib.contextmanager
-def local_run(settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[Path]) -> Iterator[LocalRun]:
+def local_run(settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]) -> Iterator[LocalRun]:
     """
     Start a broker in a folder that only this user can enter, and a worker that serves this job alone.
 
@@ -122,7 +122,7 @@ def _start_broker(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _start_worker(
-    folder: Path, url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[Path]
+    folder: Path, url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]
 ) -> "subprocess.Popen[bytes]":
     environment = os.environ | {
         **SAFE_PATH,
@@ -130,7 +130,7 @@ def _start_worker(
         "QSIT_BROKER_URL": url,
         "QSIT_MODEL": model,
         "QSIT_REVISION": revision,
-        "QSIT_ROOTS": json.dumps([str(root) for root in roots]),
+        "QSIT_ROOTS": json.dumps(roots),
         "QSIT_PRIVATE_RUN": identity(),
         "QSIT_PRIVATE_JOB": str(job_id),
     }

@@ -11,8 +11,9 @@ from models.jobs import OpenedJob
 from models.queries import Failure, Progress, Result
 from models.states import Reason, WorkerState
 from worker.checkpoint import DEMO
+from worker.files import path_of
 from worker.procedure import WORDS, score_of
-from worker.sources import Listing, path_of
+from worker.sources import Listing
 
 SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
 DEMO_NOTE = "model demo is a tiny stand-in with random weights: its scores mean nothing"

@@ -40,7 +40,7 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
     if not private:
         dispatch.check_broker(app)
     backlog.free_the_dead(engine)
-    with opened(engine, request, private=private) as lister:
+    with opened(engine, request, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
         scored_before = queries.progress(engine, lister.job.id).scored
         try:
             progress = _work(engine, chosen, lister, console, private=private)

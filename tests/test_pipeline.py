@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import ImageError, ModelBroken, WorkerFault
-from models.ledger import ClaimedItem, Failed, Scored
+from models.errors import ImageError, ProcessSpent, WorkerFault
+from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
-from worker.pipeline import Pipeline
+from worker.pipeline import Pipeline, Ready, Result
 from worker.procedure import Score, score_of
 from worker.tiles import Prepared
 
 LOGITS = (1.0, 2.0, 3.0, 4.0, 5.0)
-Batches = list[list[Scored | Failed]]
+Batches = list[list[Result]]
 
 
 @dataclass
@@ -49,6 +49,10 @@ def photo(item: ClaimedItem, tokens: int = 10) -> Prepared:
     return Prepared(np.zeros((1, 1, 1, 3), np.uint8), item.image_id, 1, tokens)
 
 
+def ready(prepare: Callable[[ClaimedItem], Prepared]) -> Callable[[ClaimedItem, Callable[[], None]], Ready]:
+    return lambda item, _: Ready(prepare(item))
+
+
 def run(
     pipeline: Pipeline,
     claimed: Sequence[ClaimedItem],
@@ -58,7 +62,7 @@ def run(
     turn_s: float = 1000,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Batches:
-    return list(pipeline.run(claimed, prepare, start, turn_s=turn_s, stopping=stopping))
+    return list(pipeline.run(claimed, ready(prepare), start, turn_s=turn_s, stopping=stopping))
 
 
 def made(model: MadeUpModel, batch_tokens: int = 1000, loaders: int = 2) -> Pipeline:
@@ -317,7 +321,11 @@ def test_suspects_run_alone_and_last() -> None:
 def test_a_suspect_is_taken_up_when_the_result_before_it_is_written() -> None:
     started: list[int] = []
     batches = made(MadeUpModel()).run(
-        items(3, suspects=(1, 2)), photo, lambda ids, alone: started.extend(ids), turn_s=1000, stopping=lambda: False
+        items(3, suspects=(1, 2)),
+        ready(photo),
+        lambda ids, alone: started.extend(ids),
+        turn_s=1000,
+        stopping=lambda: False,
     )
 
     for number, batch in enumerate(batches):
@@ -338,7 +346,9 @@ def test_a_fault_of_the_worker_ends_the_turn_and_fails_no_photo(suspects: tuple[
 
     with pytest.raises(WorkerFault, match="the root is not there"):
         batches.extend(
-            pipeline.run(items(3, suspects), prepare, lambda ids, alone: None, turn_s=1000, stopping=lambda: False)
+            pipeline.run(
+                items(3, suspects), ready(prepare), lambda ids, alone: None, turn_s=1000, stopping=lambda: False
+            )
         )
 
     assert failures(batches) == {}
@@ -382,7 +392,7 @@ def test_stopping_drops_what_is_in_preparation(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("worker.pipeline.ThreadPoolExecutor", Noticed)
     batches: Batches = []
     for batch in made(MadeUpModel(), batch_tokens=20, loaders=1).run(
-        items(30, suspects=(29,)), prepare, lambda ids, alone: None, turn_s=1000, stopping=stop.is_set
+        items(30, suspects=(29,)), ready(prepare), lambda ids, alone: None, turn_s=1000, stopping=stop.is_set
     ):
         batches.append(batch)
         stop.set()
@@ -422,7 +432,7 @@ def test_what_is_taken_up_is_finished_when_the_turn_is_over(monkeypatch: pytest.
 
     for batch in pipeline.run(
         items(512, suspects=(511,)),
-        photo,
+        ready(photo),
         lambda ids, alone: started.extend(ids),
         turn_s=60,
         stopping=lambda: False,
@@ -436,7 +446,7 @@ def test_what_is_taken_up_is_finished_when_the_turn_is_over(monkeypatch: pytest.
 
 def test_a_turn_that_is_given_up_leaves_no_threads() -> None:
     batches = made(MadeUpModel(), batch_tokens=10).run(
-        items(30), photo, lambda ids, alone: None, turn_s=1000, stopping=lambda: False
+        items(30), ready(photo), lambda ids, alone: None, turn_s=1000, stopping=lambda: False
     )
     next(batches)
     assert loaders_alive()
@@ -459,8 +469,8 @@ def test_a_model_that_fails_on_a_good_image_too_is_broken_and_fails_no_photo() -
     pipeline = Pipeline(LostDevice(), "float16", 100, 2, probe)
     items = [ClaimedItem(number, f"file:///{number}.jpg", "1", False) for number in range(5)]
 
-    with pytest.raises(ModelBroken, match="illegal memory access"):
-        list(pipeline.run(items, lambda _: probe, lambda *_: None, turn_s=60, stopping=lambda: False))
+    with pytest.raises(ProcessSpent, match="illegal memory access"):
+        list(pipeline.run(items, ready(lambda _: probe), lambda *_: None, turn_s=60, stopping=lambda: False))
 
 
 def test_what_this_worker_cannot_read_holds_up_no_other() -> None:
@@ -475,7 +485,7 @@ def test_what_this_worker_cannot_read_holds_up_no_other() -> None:
 
     items = [ClaimedItem(number, f"file:///{number}.jpg", "1", False) for number in range(5)]
     batches = Pipeline(Model(), "float32", 20, 2).run(
-        items, prepare, lambda *_: None, turn_s=60, stopping=lambda: False
+        items, ready(prepare), lambda *_: None, turn_s=60, stopping=lambda: False
     )
 
     done = [result.image_id for _ in range(2) for result in next(batches)]
@@ -483,3 +493,74 @@ def test_what_this_worker_cannot_read_holds_up_no_other() -> None:
     assert sorted(done) == [0, 2, 3, 4]
     with pytest.raises(WorkerFault, match="none of the roots"):
         next(batches)
+
+
+def test_what_is_known_is_not_scored_and_what_was_learnt_goes_with_the_score() -> None:
+    model = MadeUpModel()
+
+    def prepare(item: ClaimedItem, _: Callable[[], None]) -> Ready | Known:
+        return Known(item.image_id, "v7") if item.image_id == 1 else Ready(photo(item), f"v{item.image_id}")
+
+    [batch] = made(model).run(items(3), prepare, lambda *_: None, turn_s=60, stopping=lambda: False)
+
+    assert model.batches == [[0, 2]]
+    assert sorted((result.image_id, result.version) for result in batch if not isinstance(result, Failed)) == [
+        (0, "v0"),
+        (1, "v7"),
+        (2, "v2"),
+    ]
+    assert [result.image_id for result in batch if isinstance(result, Known)] == [1]
+
+
+@pytest.mark.parametrize("suspects", [(), (0,)])
+def test_a_decoder_that_does_not_come_back_costs_its_photo_and_the_process(suspects: tuple[int, ...]) -> None:
+    come_back = threading.Event()
+
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+        decoding()
+        if item.image_id == 0:
+            come_back.wait(60)
+        return Ready(photo(item))
+
+    pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
+    batches: Batches = []
+    with pytest.raises(ProcessSpent):
+        batches.extend(pipeline.run(items(1, suspects), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
+    come_back.set()
+
+    [[failed]] = batches
+    assert isinstance(failed, Failed)
+    assert (failed.image_id, failed.reason) == (0, Reason.TIMEOUT)
+    assert "0.1 s" in failed.message
+
+
+def test_after_a_time_out_nothing_more_is_taken_up() -> None:
+    come_back = threading.Event()
+
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+        decoding()
+        if item.image_id == 2:
+            come_back.wait(60)
+        return Ready(photo(item))
+
+    pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
+    batches: Batches = []
+    with pytest.raises(ProcessSpent):
+        batches.extend(pipeline.run(items(300), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
+    come_back.set()
+
+    assert sorted(image_ids(batches)) == [0, 1, 2]
+    assert [failed.reason for failed in failures(batches).values()] == [Reason.TIMEOUT]
+
+
+def test_reading_takes_the_time_it_takes() -> None:
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+        threading.Event().wait(0.5)
+        decoding()
+        return Ready(photo(item))
+
+    pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
+    batches = list(pipeline.run(items(2), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
+
+    assert failures(batches) == {}
+    assert sorted(image_ids(batches)) == [0, 1]

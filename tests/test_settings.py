@@ -35,6 +35,8 @@ def test_nothing_needs_to_be_set() -> None:
     assert loaded.lease_s == 180
     assert loaded.turn_s == 60
     assert loaded.max_pixels == 200_000_000
+    assert loaded.decode_s == 60
+    assert loaded.s3_endpoint_url is None
     assert loaded.private_run is None
     assert loaded.private_job is None
 
@@ -57,6 +59,8 @@ def test_nothing_needs_to_be_set() -> None:
         ("QSIT_LEASE_S", "1.5", "lease_s", 1.5),
         ("QSIT_LEASE_S", "1.5", "turn_s", 0.5),
         ("QSIT_MAX_PIXELS", "1000", "max_pixels", 1000),
+        ("QSIT_DECODE_S", "2.5", "decode_s", 2.5),
+        ("QSIT_S3_ENDPOINT_URL", "https://minio.example:9000", "s3_endpoint_url", "https://minio.example:9000"),
         ("QSIT_PRIVATE_RUN", "run", "private_run", "run"),
         ("QSIT_PRIVATE_JOB", "7", "private_job", 7),
     ],
@@ -90,6 +94,8 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("pictures", [Path.cwd() / "pictures"]),
         ("/photos/../other", ["/other"]),
         ('["/photos", "/a:b"]', ["/photos", "/a:b"]),
+        ("s3://bucket", ["s3://bucket"]),
+        (f"s3://bucket/night/{os.pathsep}/photos{os.pathsep}s3://b-2", ["s3://bucket/night/", "/photos", "s3://b-2"]),
         ("[]", []),
     ],
 )
@@ -98,7 +104,7 @@ def test_roots_are_separated_as_in_path_or_a_json_list(
 ) -> None:
     monkeypatch.setenv("QSIT_ROOTS", text)
 
-    assert settings.load().roots == tuple(map(Path, roots))
+    assert settings.load().roots == tuple(map(str, roots))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,10 @@ def test_roots_are_separated_as_in_path_or_a_json_list(
         ("QSIT_LEASE_S", "nan"),
         ("QSIT_LEASE_S", "soon"),
         ("QSIT_MAX_PIXELS", "-1"),
+        ("QSIT_DECODE_S", "0"),
+        ("QSIT_S3_ENDPOINT_URL", "minio:9000"),
+        ("QSIT_ROOTS", "s3://"),
+        ("QSIT_ROOTS", "http://example.org/photos"),
         ("QSIT_PRIVATE_JOB", "last"),
         ("QSIT_ROOTS", '["/photos"'),
         ("QSIT_ROOTS", "[1]"),

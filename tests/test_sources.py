@@ -11,7 +11,9 @@ import pytest
 
 from models.errors import ImageError, SourceError, WorkerFault
 from models.states import Reason
-from worker.sources import Found, Listing, local_path, path_of, prefix_of, read, uri_of
+from worker.files import local_path, path_of, uri_of
+from worker.photos import Found
+from worker.sources import Listing, Reader, prefix_of
 
 CONTENT = b"a photo, as far as a listing knows"
 
@@ -33,6 +35,12 @@ def names(folder: Path, listing: Listing | None = None) -> list[str]:
 def version(path: Path) -> str:
     [found] = Listing().walk(str(path))
     return found.version
+
+
+def read(uri: str, listed: str, roots: list[Path]) -> bytes:
+    with Reader(list(map(str, roots))).opened(uri, listed) as photo:
+        assert photo.version == listed
+        return photo.read()
 
 
 def fails(uri: str, listed: str, roots: list[Path]) -> ImageError:
@@ -259,13 +267,13 @@ def test_a_source_that_is_not_there_is_refused_in_one_line(tmp_path: Path, name:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/photos", "http://example.org/a.jpg"])
+@pytest.mark.parametrize("source", ["gs://bucket/photos", "http://example.org/a.jpg"])
 def test_sources_of_another_kind_are_refused_in_one_line(source: str) -> None:
     with pytest.raises(SourceError) as refused:
         list(Listing().walk(source))
 
     kind = source.split(":", maxsplit=1)[0]
-    assert str(refused.value) == f"{kind}:// sources are not supported by this version; name a folder or a file"
+    assert str(refused.value) == f"{kind}:// sources are not read; name a folder, a file or s3://bucket/key"
 
 
 @not_as_root
@@ -369,6 +377,7 @@ def test_an_empty_file_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_a_photo_that_is_gone_is_missing(tmp_path: Path) -> None:
     photo = put(tmp_path / "sub/a.jpg")
+    put(tmp_path / "other.jpg")
     listed = version(photo)
     photo.unlink()
 
@@ -376,6 +385,27 @@ def test_a_photo_that_is_gone_is_missing(tmp_path: Path) -> None:
 
     photo.parent.rmdir()
     assert fails(uri_of(photo), listed, [tmp_path]).reason is Reason.MISSING
+
+
+def test_a_root_that_is_empty_may_be_a_mount_point_without_its_mount(tmp_path: Path) -> None:
+    root = tmp_path / "mount point"
+    root.mkdir()
+    before_mounting = Reader([str(root)])
+    of_a_private_run = Reader([str(root)], mounted=True)
+
+    with pytest.raises(WorkerFault, match="is it mounted"), before_mounting.opened(uri_of(root / "a.jpg"), "1-1"):
+        pass
+    with pytest.raises(ImageError, match="gone"), of_a_private_run.opened(uri_of(root / "a.jpg"), "1-1"):
+        pass
+
+    photo = put(root / "a.jpg")
+    with before_mounting.opened(uri_of(photo), version(photo)) as opened:
+        assert opened.read() == CONTENT
+    with pytest.raises(ImageError, match="gone"), before_mounting.opened(uri_of(root / "b.jpg"), "1-1"):
+        pass
+    photo.unlink()
+    with pytest.raises(ImageError, match="gone"), before_mounting.opened(uri_of(photo), "1-1"):
+        pass
 
 
 def rewritten(photo: Path) -> None:
@@ -507,7 +537,7 @@ def test_a_root_that_is_not_there_is_the_fault_of_the_worker(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://bucket/a.jpg", "http://example.org/a.jpg", "/photos/a.jpg", "FILE:///photos/a.jpg"]
+    "uri", ["ftp://bucket/a.jpg", "http://example.org/a.jpg", "/photos/a.jpg", "FILE:///photos/a.jpg"]
 )
 def test_other_uris_are_the_fault_of_the_worker(uri: str) -> None:
     with pytest.raises(WorkerFault, match="this worker reads no"):
@@ -516,10 +546,10 @@ def test_other_uris_are_the_fault_of_the_worker(uri: str) -> None:
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = put(tmp_path / "a.jpg")
-    monkeypatch.setattr("worker.sources.MAX_BYTES", len(CONTENT))
+    monkeypatch.setattr("worker.photos.MAX_BYTES", len(CONTENT))
     assert read(uri_of(photo), version(photo), [tmp_path]) == CONTENT
 
-    monkeypatch.setattr("worker.sources.MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("worker.photos.MAX_BYTES", len(CONTENT) - 1)
     error = fails(uri_of(photo), version(photo), [tmp_path])
 
     assert error.reason is Reason.TOO_LARGE

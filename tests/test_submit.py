@@ -147,4 +147,4 @@ def test_roots_are_the_folders_named_and_one_for_a_list(engine: Engine, tmp_path
 
     request = Request((str(other), str(first / "00000.png")), files_from=str(lines), model="demo")
     with opened(engine, request) as lister:
-        assert lister.roots() == [tmp_path / "a", first, other]
+        assert lister.roots() == [str(tmp_path / "a"), str(first), str(other)]

@@ -83,7 +83,7 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
     conf.worker_concurrency = len(devices)
     conf.task_default_queue = dispatch.queue_of(lane)
     if not chosen.roots:
-        log.warning("no --root and no QSIT_ROOTS given: this worker opens no local files")
+        log.warning("no --root and no QSIT_ROOTS given: this worker opens no photos")
 
 
 @signals.celeryd_after_setup.connect

@@ -34,9 +34,6 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BITS)
 """Pillow's pixel layouts that become RGB here."""
 
-MAX_BYTES = 512 * 1024 * 1024
-"""The largest file that is read into memory."""
-
 
 def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Image:
     """

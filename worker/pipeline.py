@@ -3,13 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from models.errors import ImageError, ModelBroken, WorkerFault
-from models.ledger import ClaimedItem, Failed, Scored
+from models.errors import ImageError, ProcessSpent, WorkerFault
+from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
 from worker.procedure import Score
 from worker.tiles import Prepared
@@ -18,14 +18,55 @@ LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""
 
 
+Result = Scored | Known | Failed
+
+
 class Model(Protocol):
     def score(self, images: Sequence[Prepared]) -> list[Score]: ...
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A photo that is ready for the model; version: the one that was read, where it was unknown."""
+
+    prepared: Prepared
+    version: str | None = None
+
+
+@dataclass
+class Loading:
+    """An item in the hands of a loader thread; decoding_since: on the monotonic clock."""
+
+    item: ClaimedItem
+    decoding_since: float | None = None
+    future: Future[Ready | Known] = field(init=False)
+
+    def decoding(self) -> None:
+        """Tells that from now on it is the photo that takes its time."""
+        self.decoding_since = time.monotonic()
+
+    def result(self, decode_s: float) -> Ready | Known:
+        """What came of it; raises ImageError when decoding takes longer than allowed."""
+        while not wait([self.future], timeout=min(1.0, decode_s / 2)).done:
+            if self.decoding_since is not None and time.monotonic() - self.decoding_since > decode_s:
+                raise ImageError(Reason.TIMEOUT, f"decoding it takes longer than {decode_s:g} s (QSIT_DECODE_S)")
+        return self.future.result()
+
+    @property
+    def bytes(self) -> int:
+        """Of tiles that wait for the device."""
+        if not self.future.done() or self.future.exception() is not None:
+            return 0
+        ready = self.future.result()
+        return ready.prepared.tiles.nbytes if isinstance(ready, Ready) else 0
 
 
 @dataclass
 class Pipeline:
     """
     Scores items with one model.
+
+    decode_s: how long decoding and cutting one photo may take.
 
     probe: a good image, scored when another fails, to tell a broken model (a lost GPU, say) from a bad image.
     batch_tokens: the budget of a batch; an image over it goes alone. Halved when the device runs out of memory.
@@ -37,6 +78,7 @@ class Pipeline:
     batch_tokens: int
     loaders: int
     probe: Prepared | None = None
+    decode_s: float = 60.0
     _fault: WorkerFault | None = None
 
     @property
@@ -46,99 +88,115 @@ class Pipeline:
     def run(
         self,
         items: Sequence[ClaimedItem],
-        prepare: Callable[[ClaimedItem], Prepared],
+        prepare: Callable[[ClaimedItem, Callable[[], None]], Ready | Known],
         start: Callable[[Sequence[int], bool], None],
         *,
         turn_s: float,
         stopping: Callable[[], bool],
-    ) -> Iterator[list[Scored | Failed]]:
+    ) -> Iterator[list[Result]]:
         """
         Results, a batch at a time: of suspects one by one and last, of the others in batches. Takes up nothing new
         after `turn_s` seconds, and drops what is in preparation when `stopping` says so.
 
-        prepare: runs in the loader threads; may raise ImageError.
+        prepare: runs in the loader threads, and calls its second argument when it has read and begins to decode; may
+        raise ImageError.
         start: called with image ids, and whether they run alone, before they are taken up.
 
         Raises:
             WorkerFault: at the end, when an item could not be read by the fault of this worker.
-            ModelBroken: when the model fails on the probe, too.
+            ProcessSpent: when the model fails on the probe, too; at the end, when decoding does not come back.
         """
         deadline = time.monotonic() + turn_s
         self._fault = None
         suspects = [item for item in items if item.suspect]
         others = iter([item for item in items if not item.suspect])
         pool = ThreadPoolExecutor(self.loaders, thread_name_prefix="loader")
+
+        def load(item: ClaimedItem) -> Loading:
+            loading = Loading(item)
+            loading.future = pool.submit(prepare, item, loading.decoding)
+            return loading
+
         try:
-            flying: deque[tuple[ClaimedItem, Future[Prepared]]] = deque()
-            while not stopping():
+            flying: deque[Loading] = deque()
+            while not (stopping() or self._is_spent):
                 if (
                     time.monotonic() < deadline
                     and len(flying) <= self.look_ahead // 2
-                    and _bytes(flying) < LOOK_AHEAD_BYTES
+                    and sum(loading.bytes for loading in flying) < LOOK_AHEAD_BYTES
                 ):
                     window = list(islice(others, self.look_ahead - len(flying)))
                     if window:
                         start([item.image_id for item in window], False)
-                    flying.extend((item, pool.submit(prepare, item)) for item in window)
+                    flying.extend(map(load, window))
                 if not flying:
                     break
                 yield self._batch(flying)
             for item in suspects:
-                if stopping() or time.monotonic() >= deadline:
+                if stopping() or self._is_spent or time.monotonic() >= deadline:
                     break
                 start([item.image_id], True)
-                yield self._batch(deque([(item, pool.submit(prepare, item))]))
+                yield self._batch(deque([load(item)]))
             if self._fault is not None:
                 raise self._fault
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=not self._is_spent, cancel_futures=True)
 
-    def _batch(self, flying: deque[tuple[ClaimedItem, Future[Prepared]]]) -> list[Scored | Failed]:
+    @property
+    def _is_spent(self) -> bool:
+        return isinstance(self._fault, ProcessSpent)
+
+    def _batch(self, flying: deque[Loading]) -> list[Result]:
         """Take from the front as much as the budget allows, and score it."""
-        batch: list[tuple[ClaimedItem, Prepared]] = []
-        failed: list[Scored | Failed] = []
+        batch: list[tuple[ClaimedItem, Ready]] = []
+        settled: list[Result] = []
         tokens = 0
-        while flying:
-            item, future = flying[0]
+        while flying and not self._is_spent:
+            item = flying[0].item
             try:
-                prepared = future.result()
+                ready = flying[0].result(self.decode_s)
             except ImageError as error:
-                failed.append(Failed(item.image_id, error.reason, str(error)))
+                settled.append(Failed(item.image_id, error.reason, str(error)))
+                if error.reason is Reason.TIMEOUT:
+                    self._fault = ProcessSpent("decoding a photo takes too long; the process is replaced")
             except WorkerFault as fault:
                 self._fault = self._fault or fault  # the others can be scored nevertheless
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is of this photo
-                failed.append(Failed(item.image_id, Reason.MODEL_ERROR, f"preparing it failed: {_line(error)}"))
+                settled.append(Failed(item.image_id, Reason.MODEL_ERROR, f"preparing it failed: {_line(error)}"))
             else:
-                if batch and tokens + prepared.tokens > self.batch_tokens:
+                if isinstance(ready, Known):
+                    settled.append(ready)
+                elif batch and tokens + ready.prepared.tokens > self.batch_tokens:
                     break
-                batch.append((item, prepared))
-                tokens += prepared.tokens
+                else:
+                    batch.append((item, ready))
+                    tokens += ready.prepared.tokens
             flying.popleft()
-        return failed + self._score(batch)
+        return settled + self._score(batch)
 
-    def _score(self, batch: list[tuple[ClaimedItem, Prepared]]) -> list[Scored | Failed]:
+    def _score(self, batch: list[tuple[ClaimedItem, Ready]]) -> list[Result]:
         """A batch that fails is split until what fails is one image."""
         if not batch:
             return []
         try:
-            scores = self.model.score([prepared for _, prepared in batch])
+            scores = self.model.score([ready.prepared for _, ready in batch])
         except MemoryError as error:
             reason, words = Reason.OUT_OF_MEMORY, _line(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is of one of these photos
             reason, words = Reason.MODEL_ERROR, _line(error)
         else:
             return [
-                Scored(item.image_id, score.value, score.logits, self.dtype)
-                for (item, _), score in zip(batch, scores, strict=True)
+                Scored(item.image_id, score.value, score.logits, self.dtype, ready.version)
+                for (item, ready), score in zip(batch, scores, strict=True)
             ]
         # by now the error is gone, and with it the frames that held the batch's memory
         if len(batch) == 1:
-            item, prepared = batch[0]
+            item, prepared = batch[0][0], batch[0][1].prepared
             if reason is Reason.MODEL_ERROR:
                 self._check_model()
             return [Failed(item.image_id, reason, f"{prepared.width} x {prepared.height} pixels: {words}")]
         if reason is Reason.OUT_OF_MEMORY:
-            tokens = sum(prepared.tokens for _, prepared in batch)
+            tokens = sum(ready.prepared.tokens for _, ready in batch)
             self.batch_tokens = max(1, min(self.batch_tokens, tokens // 2))
         half = len(batch) // 2
         return self._score(batch[:half]) + self._score(batch[half:])
@@ -149,12 +207,7 @@ class Pipeline:
         try:
             self.model.score([self.probe])
         except Exception as error:
-            raise ModelBroken(f"the model fails on every image, and is loaded anew: {_line(error)}") from error
-
-
-def _bytes(flying: deque[tuple[ClaimedItem, Future[Prepared]]]) -> int:
-    done = (future for _, future in flying if future.done() and not future.exception())
-    return sum(future.result().tiles.nbytes for future in done)
+            raise ProcessSpent(f"the model fails on every image, and is loaded anew: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from celery import Celery
 from PIL import Image
@@ -15,15 +15,15 @@ from sqlalchemy import Engine
 from models import backlog, db, fleet, ledger
 from models.errors import QsitError
 from models.jobs import finish_done_jobs
-from models.ledger import Claim, ClaimedItem, Lane
-from models.states import WorkerState
+from models.ledger import Claim, ClaimedItem, Known, Lane
+from models.states import UNKNOWN_VERSION, WorkerState
 from models.tables import Worker
-from worker import checkpoint, dispatch, sources
+from worker import checkpoint, dispatch
 from worker.images import decode
-from worker.pipeline import Pipeline
+from worker.pipeline import Pipeline, Ready
 from worker.procedure import AS_STORED
 from worker.settings import Settings
-from worker.tiles import Prepared
+from worker.sources import Reader
 
 log = logging.getLogger("qsit")
 
@@ -82,17 +82,32 @@ class Process:
         fleet.announce(self.engine, self.row)
         budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
-        self.pipeline = Pipeline(model, dtype, budget, settings.loaders, probe)
+        self.pipeline = Pipeline(model, dtype, budget, settings.loaders, probe, settings.decode_s)
+        self._reader = Reader(
+            settings.roots,
+            mounted=settings.private_run is not None,  # by who has just listed them
+            endpoint_url=settings.s3_endpoint_url,
+            connections=settings.loaders,
+        )
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         pause_s = min(PULSE_S, settings.lease_s / 6)
         for thread in (self._heartbeat, self._timer):
             threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
-    def prepare(self, item: ClaimedItem, procedure: str) -> Prepared:
-        """Read, decode and cut one photo. Raises ImageError or WorkerFault."""
-        data = sources.read(item.uri, item.version, self.settings.roots)
-        image = decode(data, max_pixels=self.settings.max_pixels, as_stored=procedure == AS_STORED)
-        return self.model.prepare(image)
+    def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> Ready | Known:
+        """Read, decode and cut one photo, unless it turns out to have its score. Raises ImageError or WorkerFault."""
+        with self._reader.opened(item.uri, item.version) as photo:
+            learnt = photo.version if item.version == UNKNOWN_VERSION else None
+            if (
+                learnt is not None
+                and not claim.rescore
+                and ledger.has_score(self.engine, item.uri, learnt, claim.scorer_id)
+            ):
+                return Known(item.image_id, learnt)
+            data = photo.read()
+        decoding()
+        image = decode(data, max_pixels=self.settings.max_pixels, as_stored=claim.procedure == AS_STORED)
+        return Ready(self.model.prepare(image), learnt)
 
     def top_up(self) -> None:
         """Have what comes next sent, by the timer's thread: a Redis that hangs holds up no work."""

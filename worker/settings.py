@@ -2,14 +2,15 @@
 
 import json
 import os
-from pathlib import Path
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.db import default_url
-from models.errors import UsageError
+from models.errors import SourceError, UsageError
+from worker import sources
 from worker.checkpoint import DEFAULT
 
 
@@ -26,9 +27,11 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_tokens: int | None = Field(default=None, gt=0)
     loaders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 16), gt=0, le=256)
-    roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    roots: Annotated[tuple[str, ...], NoDecode] = ()  # absolute folders, and places in S3
     lease_s: float = Field(default=180.0, ge=1.0, allow_inf_nan=False)
     max_pixels: int = Field(default=200_000_000, gt=0)
+    decode_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    s3_endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^/]")
 
     # set by `qsit score` for the worker it starts
     private_run: str | None = None
@@ -41,20 +44,27 @@ class Settings(BaseSettings):
             return value
         if value.startswith("["):  # a JSON list, for folders with the separator in their names
             return tuple(json.loads(value))
-        return tuple(filter(None, value.split(os.pathsep)))
+        return tuple(filter(None, re.split(f"{os.pathsep}(?!//)", value)))  # s3://bucket is no two of them
 
     @field_validator("roots")
     @classmethod
-    def _absolute_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        expanded = [os.path.expanduser(path) for path in value]
-        if unknown := [path for path in expanded if path.startswith("~")]:
-            raise ValueError(f"there is no such user as in {unknown[0]}")
-        return tuple(Path(os.path.abspath(path)) for path in expanded)
+    def _absolute_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_full_root, value))
 
     @property
     def turn_s(self) -> float:
         """How long a task works before it hands the rest of its chunk back."""
         return min(60.0, self.lease_s / 3)
+
+
+def _full_root(root: str) -> str:
+    expanded = os.path.expanduser(root)
+    if expanded.startswith("~"):
+        raise ValueError(f"there is no such user as in {expanded}")
+    try:
+        return sources.full_name(expanded)
+    except SourceError as error:
+        raise ValueError(str(error)) from error
 
 
 def load() -> Settings:

@@ -1,159 +1,101 @@
-"""Listing what a user names, and opening what the ledger names."""
+"""What a user names and the ledger names: folders, files, and places in S3."""
 
-import errno
-import fnmatch
 import os
-import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
 
-from models.errors import ImageError, SourceError, WorkerFault
-from models.states import Reason
-from worker.images import MAX_BYTES
-
-PHOTO_ENDINGS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".avif",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".bmp",
-        ".jp2",
-        ".j2k",
-        ".mpo",
-        ".heic",
-        ".heif",
-    ]
-)
-"""Which files of a folder are taken for photos; a file that is named itself is always taken."""
-
-LEFT_BEHIND = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
-"""What NAS boxes, systems and photo programs leave in photo folders: skipped, files and folders alike."""
-
-
-WORKERS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
-"""What opening a file says when the worker's limits or mounts are at fault."""
-
-GONE = "gone"
-"""The version of a file that was not there when it was listed."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """An image as listed: its URI, and its version (size and mtime in nanoseconds)."""
-
-    uri: str
-    version: str
+from models.errors import SourceError, WorkerFault
+from worker import files, s3
+from worker.files import Folders, local_path, uri_of
+from worker.photos import Choice, Found, Photo
+from worker.s3 import SCHEME, Buckets
 
 
 @dataclass
-class Listing:
+class Listing(Choice):
     """Lists sources, and counts what it passes over."""
 
-    exclude: Sequence[str] = ()
-    ignored: Counter[str] = field(default_factory=Counter)  # files that are no photos by their names, by ending
-    unreadable: list[str] = field(default_factory=list)  # folders that could not be listed
+    endpoint_url: str | None = None  # of an S3-compatible server
+    _buckets: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._buckets = Buckets(endpoint_url=self.endpoint_url)
+
+    def check(self, source: str) -> None:
+        """
+        Passes when a source is there.
+
+        Raises:
+            SourceError: when not.
+        """
+        if source.startswith(SCHEME):
+            self._buckets.check(source)
+        elif not local_path(source).exists():
+            raise SourceError(f"there is no {source}")
 
     def walk(self, source: str, *, of_list: bool = False) -> Iterator[Found]:
         """
-        The photos of a file or folder, streaming, in the order of names, each folder's files before its folders.
-        Linked folders are followed, each folder once. A file `of_list` that is not there is found nevertheless, and
-        fails as missing: it costs one photo, not the list.
+        The photos of a source, streaming. What is `of_list` costs only itself when it is not there.
 
         Raises:
             SourceError: when the source does not exist or cannot be listed.
         """
-        path = local_path(source)
-        try:
-            status = path.stat()
-        except (OSError, ValueError) as error:
-            if of_list and isinstance(error, OSError):
-                yield Found(uri_of(path), GONE)
-                return
-            raise SourceError(f"cannot read {source!r}: {getattr(error, 'strerror', error)}") from error
-        if stat.S_ISDIR(status.st_mode):
-            self._check_listable(path)
-            yield from self._folders(str(path), status)
-        else:
-            yield _found(str(path), status)
-
-    def _check_listable(self, path: Path) -> None:
-        try:
-            os.scandir(path).close()
-        except OSError as error:
-            raise SourceError(f"cannot list {path}: {error.strerror}") from error
-
-    def _folders(self, top: str, status: os.stat_result) -> Iterator[Found]:
-        seen = {(status.st_dev, status.st_ino)}
-        waiting = [top]
-        while waiting:
-            inner = []
-            for entry in self._entries(waiting.pop()):
-                try:
-                    status = entry.stat()
-                except OSError as error:  # a link to nothing, gone since, or out of reach
-                    if _named_as_photo(entry.name):
-                        yield Found(uri_of(entry.path), GONE)  # the worker says what is wrong
-                    elif not isinstance(error, FileNotFoundError):
-                        self.unreadable.append(f"{entry.path}: {error.strerror}")
-                    continue
-                if stat.S_ISDIR(status.st_mode):
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        inner.append(entry.path)
-                elif _named_as_photo(entry.name):
-                    yield _found(entry.path, status)
-                else:
-                    self.ignored[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
-            waiting += reversed(inner)
-
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(folder) as entries:
-                kept = [entry for entry in entries if not self._passed_over(entry)]
-        except OSError as error:
-            self.unreadable.append(f"{folder}: {error.strerror}")
-            return []
-        return sorted(kept, key=lambda entry: os.fsencode(entry.name))
-
-    def _passed_over(self, entry: os.DirEntry[str]) -> bool:
-        return any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in LEFT_BEHIND) or any(
-            fnmatch.fnmatchcase(entry.name, pattern) or fnmatch.fnmatchcase(entry.path, pattern)
-            for pattern in self.exclude
-        )
+        module_walk = self._buckets.walk if source.startswith(SCHEME) else files.walk
+        yield from module_walk(self, source, of_list=of_list)
 
 
-def local_path(source: str) -> Path:
+class Reader:
     """
-    The absolute path of a source, links not resolved.
+    Opens photos under a worker's roots, and nothing else. Serves many threads at once.
+
+    mounted: see Folders; endpoint_url, connections: see Buckets.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[str],
+        *,
+        mounted: bool = False,
+        endpoint_url: str | None = None,
+        connections: int = 1,
+    ) -> None:
+        self._folders = Folders([Path(root) for root in roots if not root.startswith(SCHEME)], mounted=mounted)
+        places = [root for root in roots if root.startswith(SCHEME)]
+        self._buckets = Buckets(places, endpoint_url=endpoint_url, connections=connections)
+
+    @contextmanager
+    def opened(self, uri: str, version: str) -> Iterator[Photo]:
+        """
+        A photo, if it is still at the version that was listed.
+
+        Raises:
+            ImageError: when it is not, or cannot be had by the fault of the photo.
+            WorkerFault: when no root of this worker covers it, or the worker cannot read what others may.
+        """
+        if uri.startswith(SCHEME):
+            opened = self._buckets.opened(uri, version)
+        elif uri.startswith("file://"):
+            opened = self._folders.opened(uri, version)
+        else:
+            raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")
+        with opened as photo:
+            yield photo
+
+
+def full_name(source: str) -> str:
+    """
+    A source whatever the folder where it is named: an absolute path, links not resolved, or an s3:// URI.
 
     Raises:
-        SourceError: when it is a URL of another kind than file:// .
+        SourceError: when it is of another kind.
     """
-    if source.startswith("file:///"):
-        return Path(os.path.abspath(path_of(source)))
-    if "://" in source:
-        kind = source.split("://", 1)[0]
-        raise SourceError(f"{kind}:// sources are not supported by this version; name a folder or a file")
-    return Path(os.path.abspath(os.path.expanduser(source)))
-
-
-def _named_as_photo(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PHOTO_ENDINGS
-
-
-def uri_of(path: str | os.PathLike[str]) -> str:
-    """The file:// URI of an absolute path, whatever bytes its name has."""
-    return "file://" + quote(os.fsencode(path))
+    if source.startswith(SCHEME):
+        s3.split(source)
+        return source
+    return str(local_path(source))
 
 
 def prefix_of(place: str) -> str:
@@ -164,59 +106,21 @@ def prefix_of(place: str) -> str:
     return uri_of(path) + ("/" if place.endswith("/") or path.is_dir() else "")
 
 
-def path_of(uri: str) -> Path:
-    """The path of a file:// URI."""
-    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+def roots_of(source: str) -> set[str]:
+    """What a worker must be allowed to read for a source."""
+    if source.startswith(SCHEME):
+        return {SCHEME + s3.split(source)[0]} if source.endswith("*") else {source}
+    path = local_path(source)
+    return {str(path)} if path.is_dir() else {str(path.parent), str(path.resolve().parent)}
 
 
-def _found(path: str, status: os.stat_result) -> Found:
-    return Found(uri_of(path), _version(status))
-
-
-def _version(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def read(uri: str, version: str, roots: Sequence[Path]) -> bytes:
-    """
-    The bytes of a photo, if they are still those that were listed.
-
-    Raises:
-        ImageError: when the file is gone, changed, unreadable, no file, too large, or leads out of the roots.
-        WorkerFault: when no root of this worker covers it, or that root is not there.
-    """
-    if not uri.startswith("file://"):
-        raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")
-    path = path_of(uri)
-    root = next((root for root in roots if path.is_relative_to(root)), None)
-    if root is None or ".." in path.parts:
-        raise WorkerFault(f"{path} is under none of this worker's roots; start it with --root, or set QSIT_ROOTS")
-    try:
-        root.stat()
-    except OSError as error:
-        raise WorkerFault(f"the root {root} cannot be read ({error.strerror}); is it mounted?") from error
-    resolved = os.path.realpath(path)
-    if not any(Path(resolved).is_relative_to(os.path.realpath(allowed)) for allowed in roots):
-        raise ImageError(Reason.OUTSIDE, f"it is a link to {resolved}, outside the roots that may be read")
-    try:
-        # O_NONBLOCK: a named pipe would wait for a writer for ever
-        descriptor = os.open(resolved, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise ImageError(Reason.MISSING, "the file is gone") from error
-    except OSError as error:
-        if error.errno in WORKERS_ERRORS:
-            raise WorkerFault(f"{path} cannot be opened by this worker: {error.strerror}") from error
-        raise ImageError(Reason.UNREADABLE, f"the file cannot be opened: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ImageError(Reason.NOT_AN_IMAGE, "it is a folder or device, not a file")
-    with os.fdopen(descriptor, "rb") as file:
-        if _version(status) != version:
-            raise ImageError(Reason.CHANGED, "the file changed after it was listed; run the same command again")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(Reason.TOO_LARGE, f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}")
-        try:
-            return file.read(status.st_size)
-        except OSError as error:
-            raise ImageError(Reason.UNREADABLE, f"the file cannot be read: {error.strerror}") from error
+def common_roots(sources: Iterable[str]) -> set[str]:
+    """The same for a long list of sources: one folder for all that are local, and the buckets of the others."""
+    folders: set[str] = set()
+    buckets: set[str] = set()
+    for source in sources:
+        if source.startswith(SCHEME):
+            buckets.add(SCHEME + s3.split(source)[0])
+        else:
+            folders |= roots_of(source)
+    return buckets | ({os.path.commonpath(folders)} if folders else set())

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 
 from models import ledger
-from models.errors import LeaseLost, ModelBroken, QsitError, WorkerFault
+from models.errors import LeaseLost, ProcessSpent, QsitError, WorkerFault
 from worker import process
 from worker.app import app
 from worker.dispatch import TASK
@@ -25,6 +25,9 @@ def score_chunk(chunk_id: int, uris: list[str]) -> None:
 
     The ledger says what is opened; `uris` are for the eyes of whoever watches the queue.
     """
+    if not isinstance(chunk_id, int) or not 0 < chunk_id < 2**63:
+        log.warning("a message was dropped that names no chunk: %.100r", chunk_id)
+        return
     here = process.here()
     if here.stopping:
         os._exit(0)  # told to end by itself; the pool starts another process, and the ledger sends the chunk again
@@ -60,10 +63,10 @@ def _sigterm_stops(here: process.Process) -> Iterator[None]:
 
 
 def _turn(here: process.Process, claim: ledger.Claim) -> None:
-    delay_s, broken = 0.0, False
+    delay_s, is_spent = 0.0, False
     batches = here.pipeline.run(
         claim.items,
-        lambda item: here.prepare(item, claim.procedure),
+        lambda item, decoding: here.prepare(item, claim, decoding),
         lambda image_ids, alone: ledger.start(here.engine, claim, image_ids, alone=alone),
         turn_s=here.settings.turn_s,
         stopping=here.interrupted,
@@ -76,7 +79,7 @@ def _turn(here: process.Process, claim: ledger.Claim) -> None:
         except WorkerFault as fault:
             here.say(str(fault))
             delay_s = FAULT_DELAY_S
-            broken = isinstance(fault, ModelBroken)
+            is_spent = isinstance(fault, ProcessSpent)
     ledger.hand_back(here.engine, claim, delay_s=delay_s)
-    if broken:
+    if is_spent:
         os._exit(1)  # the pool starts another process, which loads the model anew
