@@ -39,18 +39,16 @@ def half_transparent(image: Image.Image) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A file of one of Pillow's formats."""
+    """A file of one of Pillow's formats, or HEIF, where an orientation in `exif` becomes one of the container, too."""
     file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+    if kind == "HEIF":
+        import pillow_heif
 
-
-def heif(image: Image.Image, **options: Any) -> bytes:
-    """A HEIC file; an orientation in `exif` becomes one of the container, too."""
-    import pillow_heif
-
-    file = io.BytesIO()
-    pillow_heif.from_pillow(image).save(file, **options)
+        if isinstance(options.get("exif"), Image.Exif):
+            options["exif"] = options["exif"].tobytes()
+        pillow_heif.from_pillow(image).save(file, **options)
+    else:
+        image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -156,11 +154,11 @@ def _of_pillow_heif() -> Iterator[tuple[str, bytes]]:
     image = photo()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    yield "HEIF", heif(image)
-    yield "HEIF with metadata", heif(image, exif=exif.tobytes(), icc_profile=profiles.display_p3())
-    yield "HEIF with alpha", heif(half_transparent(image))
-    yield "HEIF in grey", heif(image.convert("L"))
-    yield "HEIF in tiles", heif(image, tile_size=32)
+    yield "HEIF", encoded(image, "HEIF")
+    yield "HEIF with metadata", encoded(image, "HEIF", exif=exif.tobytes(), icc_profile=profiles.display_p3())
+    yield "HEIF with alpha", encoded(half_transparent(image), "HEIF")
+    yield "HEIF in grey", encoded(image.convert("L"), "HEIF")
+    yield "HEIF in tiles", encoded(image, "HEIF", tile_size=32)
     deep = np.asarray(image).astype(np.uint16) * 257
     file = io.BytesIO()
     pillow_heif.from_bytes("RGB;16", image.size, deep.tobytes()).save(file)

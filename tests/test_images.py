@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 180, 40), (20, 40, 200), (220, 210, 40)
-EVERY_FORMAT = ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "MPO"]
+EVERY_FORMAT = ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "MPO", "HEIF"]
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}, "BMP": {}, "JPEG2000": {}}
 
 
@@ -139,7 +139,7 @@ def test_a_transparent_colour_without_a_palette_is_white(
     np.testing.assert_array_equal(same, np.asarray(plain(colour, mode).convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG2000", "HEIF"])
 @pytest.mark.parametrize(
     ("pixel", "expected"),
     [
@@ -242,7 +242,7 @@ TURNED: dict[int, Callable[[Pixels], Pixels]] = {
 """How a file of each EXIF orientation holds an upright picture: where its first row and column are shown."""
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO", "HEIF"])
 @pytest.mark.parametrize("orientation", TURNED)
 def test_every_orientation_shows_the_same_upright_picture(kind: str, orientation: int) -> None:
     stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(quarters()))))
@@ -253,6 +253,24 @@ def test_every_orientation_shows_the_same_upright_picture(kind: str, orientation
 
     assert shown.shape == (32, 48, 3)
     assert_like(shown[8::16, 12::24], [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_of_avif_and_heic_the_container_says_how_to_turn_not_the_exif(kind: str) -> None:
+    other, orientation = b"\x01\x13\0\x03\0\0\0\x01\0\x06", b"\x01\x12\0\x03\0\0\0\x01\0\x06"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + other + bytes(6)
+    data = encoded(quarters(), kind, exif=exif, quality=95)
+    assert data.count(other) == 1
+
+    shown = decoded(data.replace(other, orientation))
+
+    assert_like(shown[8::16, 12::24], [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
+
+
+def test_of_avif_the_xmp_does_not_say_how_to_turn() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+    assert decoded(encoded(quarters(), "AVIF", xmp=xmp)).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -451,7 +469,7 @@ def test_colours_that_are_not_read_are_named() -> None:
     assert "LAB" in str(error)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "HEIF"])
 def test_half_a_file_is_corrupt(kind: str) -> None:
     with Image.open(GOLDEN / "chelsea_160x120.png") as image:
         data = encoded(image.convert("RGB"), kind)

@@ -14,6 +14,8 @@ from worker.kinds import not_read
 MAX_SIDE = 1_000_000
 """In pixels: to shrink a photo, Pillow makes a table of 32 bytes for each pixel of a side."""
 
+HEIF_PADDING = 64
+HEIF_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
 CODESTREAM = b"\xff\x4f\xff\x51"
 DNG_VERSION = 50706
 SUBFILE_TYPE, OLD_SUBFILE_TYPE = 254, 255
@@ -38,6 +40,17 @@ def check_webp(data: bytes, max_pixels: int) -> None:
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (1 + int.from_bytes(data[place : place + 3], "little") for place in (24, 27))
         check_size(width, height, max_pixels)
+
+
+def check_heif(data: bytes, max_pixels: int) -> None:
+    """What is decoded may be far more than what is left when it has been cropped, as padding always is."""
+    place = data.find(HEIF_SIZE)
+    while place >= 0:
+        place += len(HEIF_SIZE)
+        width, height = struct.unpack_from(">2I", data, place)
+        if (width - HEIF_PADDING) * (height - HEIF_PADDING) > max_pixels:
+            check_size(width, height, max_pixels)
+        place = data.find(HEIF_SIZE, place)
 
 
 def check_jpeg2000(data: bytes, max_pixels: int) -> None:

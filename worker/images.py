@@ -106,6 +106,7 @@ CHECKS: dict[str, Callable[[bytes, int], None]] = {
     "WEBP": headers.check_webp,
     "TIFF": headers.check_tiff,
     "JPEG2000": headers.check_jpeg2000,
+    "HEIF": headers.check_heif,
 }
 
 
