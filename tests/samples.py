@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def grey_tiff(values: Any, *, bits: int, photometric: int = 1, form: int = 1, or
     return tiff({**tags, 339: (form,)}, pixels, order)
 
 
-def every_sample(*, with_heif: bool = True) -> dict[str, bytes]:
+@cache
+def every_sample() -> dict[str, bytes]:
     """Files by a name that begins with their format."""
-    return dict(_of_pillow()) | (dict(_of_pillow_heif()) if with_heif else {})
+    return {**dict(_of_pillow()), **dict(_of_pillow_heif())}
 
 
 def _of_pillow() -> Iterator[tuple[str, bytes]]:
