@@ -25,6 +25,15 @@ AVIF_OF_10_BITS = base64.b64decode(
 )
 """64 x 64 pixels: 512 of 1023 on the left half, 1023 on the right. Pillow writes none."""
 
+JPEG2000_OF_12_BITS = base64.b64decode(
+    "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAQAAAAEAAAQsHAAAAAAAPY29scgEAAAAAABEAAAEVan"
+    "AyY/9P/1EAKQAAAAAAQAAAAEAAAAAAAAAAAAAAAEAAAABAAAAAAAAAAAAAAQsBAf9SAAwAAAABAAMEBAAB/1wADUBgaGhwaGhwaGhw/2QAJQAB"
+    "Q3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAAAmgAB/5Pf4OAsW9ldFmQh34GQJaCu0hmeKbSv0Jm4jCVwYGrybzXD6K"
+    "sQbxEPoqxDMuW+LmKp8YkltdZh14usv8fyLAAhbgxkVwnCBC8GamDVc/5Dl+Q5fkOXx/JOADXyP+N9y8rIsVsHHLxuvnHr2DYbArJBsNfnsA2G"
+    "vnHgbDXvOoNhr8P2CABe+sU/m/z/f//Z"
+)
+"""The same in grey: 2048 of 4095 on the left half, 4095 on the right."""
+
 
 def photo() -> Image.Image:
     """A part of a real photo, in RGB."""
@@ -145,6 +154,7 @@ def _of_pillow() -> Iterator[tuple[str, bytes]]:
     yield "JPEG2000, codestream", encoded(image, "JPEG2000", no_jp2=True, tile_size=(32, 32))
     yield "WEBP, lossless", encoded(image, "WEBP", lossless=True)
     yield "AVIF in 10 bits", AVIF_OF_10_BITS
+    yield "JPEG2000 in 12-bit grey", JPEG2000_OF_12_BITS
     row = np.dstack([np.asarray(image)] * 2).astype(">u2")[..., :4] * 257
     rows = b"".join(b"\0" + line.tobytes() for line in row)
     yield "PNG in 16 bits", png(WIDTH, HEIGHT, zlib.compress(rows), depth=16, colour=6)

@@ -1,8 +1,6 @@
 """Bytes of every kind that photo folders hold, and what becomes of them."""
 
 import io
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from models.errors import ImageError
 from models.states import Reason
+from tests.memory import measured
 from tests.samples import chunk, encoded, png
 from worker.images import decode
 
@@ -503,38 +502,6 @@ def test_pillows_own_limit_is_not_in_the_way() -> None:
     image = decode(png(16_000, 12_000, rows, depth=1), max_pixels=200_000_000)
 
     assert image.size == (16_000, 12_000)
-
-
-MEASURED = """
-import sys
-from pathlib import Path
-from models.errors import ImageError
-from tests.samples import chunk, encoded, png
-from worker.images import decode
-
-def peak_kb():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-data = Path(sys.argv[1]).read_bytes()
-before = peak_kb()
-try:
-    decode(data, max_pixels=200_000_000)
-    print("decoded")
-except ImageError as error:
-    print(error.reason)
-print(peak_kb() - before)
-"""
-
-
-def measured(data: bytes, folder: Path) -> tuple[str, int]:
-    """What becomes of it in a process of its own, and by how many MB that process grows."""
-    if sys.platform != "linux":
-        pytest.skip("the peak of a process's memory is read from /proc")
-    (folder / "photo").write_bytes(data)
-    command = [sys.executable, "-c", MEASURED, str(folder / "photo")]
-    outcome, grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return outcome, int(grown) // 1024
 
 
 def test_the_memory_of_decoding_is_seen(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import struct
 from typing import Any
 
 from PIL import ExifTags
-from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
 from models.errors import ImageError
 from models.states import Reason
@@ -16,7 +16,11 @@ MAX_SIDE = 1_000_000
 
 HEIF_PADDING = 64
 HEIF_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
-CODESTREAM = b"\xff\x4f\xff\x51"
+TIFF_PIXELS = (
+    {ExifTags.Base.ImageWidth},
+    {ExifTags.Base.ImageLength},
+    {ExifTags.Base.StripOffsets, ExifTags.Base.TileOffsets},
+)
 DNG_VERSION = 50706
 SUBFILE_TYPE, OLD_SUBFILE_TYPE = 254, 255
 CFA, LINEAR_RAW = 32803, 34892
@@ -42,8 +46,21 @@ def check_webp(data: bytes, max_pixels: int) -> None:
         check_size(width, height, max_pixels)
 
 
+def check_whole(data: bytes, _: int) -> None:
+    """Of HEIC cut into tiles, those that are missing at its end would be black; AVIF is built in the same way."""
+    place = 0
+    while len(header := data[place : place + 16]) >= 8:
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:], "big")
+        if header[4:8] == b"mdat" and place + length > len(data):
+            raise ImageError(Reason.CORRUPT, "the data is broken: it ends before the picture does")
+        place += length if length >= 8 else len(data)
+
+
 def check_heif(data: bytes, max_pixels: int) -> None:
     """What is decoded may be far more than what is left when it has been cropped, as padding always is."""
+    check_whole(data, max_pixels)
     place = data.find(HEIF_SIZE)
     while place >= 0:
         place += len(HEIF_SIZE)
@@ -51,27 +68,6 @@ def check_heif(data: bytes, max_pixels: int) -> None:
         if (width - HEIF_PADDING) * (height - HEIF_PADDING) > max_pixels:
             check_size(width, height, max_pixels)
         place = data.find(HEIF_SIZE, place)
-
-
-def check_jpeg2000(data: bytes, max_pixels: int) -> None:
-    """
-    Pillow goes by the size in the container, but what is decoded is that of the codestream. Colours of more than 8
-    bits are refused: Pillow 13 rounds the brightest of them up to 256, and shows them black.
-    """
-    start = data.index(CODESTREAM)
-    right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
-    check_size(right - left, bottom - top, max_pixels)
-    components, depth = struct.unpack_from(">HB", data, start + 40)
-    if components > 1 and depth & 127 > 7:
-        raise not_read("JPEG 2000 with more than 8 bits a colour")
-
-
-def profile_of_jpeg2000(data: bytes) -> bytes | None:
-    """Its ICC profile, which Pillow passes over."""
-    place = data.find(b"colr", 0, data.index(CODESTREAM))
-    if place < 4 or data[place + 4 : place + 5] != b"\2":
-        return None
-    return data[place + 7 : place - 4 + int.from_bytes(data[place - 4 : place], "big")]
 
 
 def check_tiff(data: bytes, max_pixels: int) -> None:
@@ -85,6 +81,10 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
         raise not_read("a raw file")
     if (channels := number(tags, ExifTags.Base.SamplesPerPixel)) > MAX_SAMPLESPERPIXEL:
         raise not_read(f"TIFF of {channels} channels")
+    if (compression := number(tags, ExifTags.Base.Compression, 1)) not in COMPRESSION_INFO:
+        raise not_read(f"TIFF of compression {compression}")
+    if not all(tags.keys() & place for place in TIFF_PIXELS):
+        raise ImageError(Reason.CORRUPT, "the data is broken: the directory of its pixels is missing")
     tile = number(tags, ExifTags.Base.TileWidth), number(tags, ExifTags.Base.TileLength)
     check_size(*tile, max_pixels)
 

@@ -21,6 +21,7 @@ from models.errors import ImageError
 from models.states import Reason
 from worker import headers
 from worker.depths import DEEP, eight_bits
+from worker.jpeg2000 import check_jpeg2000, profile_of_jpeg2000
 from worker.kinds import kind_of, not_read
 from worker.profiles import in_srgb
 
@@ -67,7 +68,7 @@ def _avif(file: io.BytesIO) -> Image.Image:
 
 def _jpeg2000(file: io.BytesIO) -> Image.Image:
     image = Jpeg2KImageFile(file)
-    if (profile := headers.profile_of_jpeg2000(file.getvalue())) is not None:
+    if (profile := profile_of_jpeg2000(file.getvalue())) is not None:
         image.info["icc_profile"] = profile
     return image
 
@@ -75,7 +76,9 @@ def _jpeg2000(file: io.BytesIO) -> Image.Image:
 def _tiff(file: io.BytesIO) -> Image.Image:
     try:
         return TiffImageFile(file)
-    except (SyntaxError, KeyError) as error:
+    except SyntaxError as error:
+        if not str(error).startswith("unknown"):  # data organization, pixel mode
+            raise
         raise not_read(f"TIFF of this kind ({error})") from error
 
 
@@ -104,8 +107,9 @@ OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 
 CHECKS: dict[str, Callable[[bytes, int], None]] = {
     "WEBP": headers.check_webp,
+    "AVIF": headers.check_whole,
     "TIFF": headers.check_tiff,
-    "JPEG2000": headers.check_jpeg2000,
+    "JPEG2000": check_jpeg2000,
     "HEIF": headers.check_heif,
 }
 
