@@ -1,5 +1,6 @@
 # make demo    score the example photos, with nothing else installed
 # make test    run all tests
+# make fuzz    decode broken photos for ten minutes, or FUZZ_SECONDS
 # make lint    ruff, and the Docker files
 # make types   mypy
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types
+.PHONY: demo test fuzz lint types
 
 demo: $(VENV)/worker
 	env -u QSIT_BROKER_URL QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit score examples/photos --model demo
@@ -15,6 +16,9 @@ demo: $(VENV)/worker
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/test
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

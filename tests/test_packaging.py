@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PARTS = ("producer", "worker", "models", "migrations")
-ALONE = ("worker/qsit.py", "worker/tiles.py", "worker/images.py", "worker/procedure.py", "worker/checkpoint.py")
+ALONE = tuple(
+    f"worker/{name}.py"
+    for name in (
+        *("qsit", "tiles", "procedure", "checkpoint"),
+        *("images", "kinds", "headers", "jpeg2000", "depths", "profiles"),
+    )
+)
 
 
 def imported(path: Path) -> set[str]:

@@ -4,41 +4,40 @@ Limits come before decoding, and the kind of a file is decided by its content, n
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
-from PIL import (  # the plugins register what FORMATS names
-    AvifImagePlugin,  # noqa: F401
-    BmpImagePlugin,  # noqa: F401
-    ExifTags,
-    GifImagePlugin,  # noqa: F401
-    Image,
-    ImageCms,
-    Jpeg2KImagePlugin,  # noqa: F401
-    JpegImagePlugin,  # noqa: F401
-    MpoImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from models.errors import ImageError
 from models.states import Reason
+from worker import headers
+from worker.depths import DEEP, eight_bits
+from worker.jpeg2000 import check_jpeg2000, profile_of_jpeg2000
+from worker.kinds import kind_of, not_read
+from worker.profiles import in_srgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000")
-"""What Pillow may try (MPO comes with JPEG); no other decoder meets a stranger's bytes."""
-
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I", "F", *SIXTEEN_BITS)
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", *DEEP)
 """Pillow's pixel layouts that become RGB here."""
+
+NO_HEIF = "HEIC/HEIF is read with pillow-heif, which this worker lacks: pip install 'qsit[heif]'"
 
 
 def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Image:
     """
-    The photo in `data` as an RGB image: its first frame, turned as its EXIF orientation says, on white where it is
-    transparent, 16-bit values scaled to 8, colours converted to sRGB. `as_stored`: Pillow's `convert("RGB")` alone.
+    The photo in `data` as an RGB image: its first frame, turned as it says, on white where it is transparent, more
+    than 8 bits scaled to 8, colours converted to sRGB.
+
+    as_stored: Pillow's `convert("RGB")` alone. HEIC and AVIF are as their plugins give them: HEIC turned (its decoder
+    turns it), AVIF not.
 
     Raises:
         ImageError: when it is empty, no image, of an unsupported kind, too large, or broken.
@@ -46,74 +45,114 @@ def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Im
     if not data:
         raise ImageError(Reason.EMPTY, "the file has zero bytes")
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is fixed and sometimes a warning; ours follows below
-    image = _opened(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            Reason.TOO_LARGE,
-            f"{width} x {height} pixels are more than the limit of {max_pixels:,} (QSIT_MAX_PIXELS)",
-        )
-    if image.mode not in MODES:
-        raise ImageError(
-            Reason.UNSUPPORTED, f"{image.format} of colour mode {image.mode} is not read; convert it to RGB"
-        )
+    kind = kind_of(data)
     with _broken_data():
+        if kind in CHECKS:
+            CHECKS[kind](data, max_pixels)
+        image = OPENERS[kind](io.BytesIO(data))
+        headers.check_size(*image.size, max_pixels)
+        if image.mode not in MODES:
+            raise ImageError(Reason.UNSUPPORTED, f"{kind} of colour mode {image.mode} is not read; convert it to RGB")
         image.load()
         return image.convert("RGB") if as_stored else _as_shown(image)
 
 
-def _opened(data: bytes) -> Image.Image:
+def _avif(file: io.BytesIO) -> Image.Image:
+    image = AvifImageFile(file)
+    image.info.pop("xmp", None)  # Pillow would look there, too, for how to turn it; only the container says that
+    return image
+
+
+def _jpeg2000(file: io.BytesIO) -> Image.Image:
+    image = Jpeg2KImageFile(file)
+    if (profile := profile_of_jpeg2000(file.getvalue())) is not None:
+        image.info["icc_profile"] = profile
+    return image
+
+
+def _tiff(file: io.BytesIO) -> Image.Image:
     try:
-        with _broken_data():
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except ImageError as error:
-        if not isinstance(error.__cause__, UnidentifiedImageError):
+        return TiffImageFile(file)
+    except SyntaxError as error:
+        if not str(error).startswith("unknown"):  # data organization, pixel mode
             raise
-    if (kind := _known_kind(data)) is not None:
-        raise ImageError(Reason.UNSUPPORTED, f"{kind} is not read by this version; convert it to JPEG or PNG")
-    raise ImageError(Reason.NOT_AN_IMAGE, "the content is of no image format that is read")
+        raise not_read(f"TIFF of this kind ({error})") from error
+
+
+def _heif(file: io.BytesIO) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile  # an extra
+
+        image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+        return image
+    except ImportError as error:
+        raise ImageError(Reason.UNSUPPORTED, NO_HEIF) from error
+
+
+OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": jpeg_factory,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "AVIF": _avif,
+    "TIFF": _tiff,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "JPEG2000": _jpeg2000,
+    "HEIF": _heif,
+}
+"""No other decoder meets a stranger's bytes."""
+
+CHECKS: dict[str, Callable[[bytes, int], None]] = {
+    "WEBP": headers.check_webp,
+    "AVIF": headers.check_whole,
+    "TIFF": headers.check_tiff,
+    "JPEG2000": check_jpeg2000,
+    "HEIF": headers.check_heif,
+}
 
 
 @contextmanager
 def _broken_data() -> Iterator[None]:
-    """Whatever a decoder raises on bad data becomes one error; Pillow promises no particular one."""
+    """Whatever a decoder raises on bad data becomes one error; none promises a particular one."""
     try:
         yield
-    except MemoryError as error:
-        raise ImageError(Reason.TOO_LARGE, "decoding it needs more memory than there is") from error
     except ImageError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(Reason.CORRUPT, f"the data is broken: {reason}") from error
-
-
-def _known_kind(data: bytes) -> str | None:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"):
-        return "HEIC/HEIF"
-    if data[:4] == b"8BPS":
-        return "Photoshop's PSD"
-    if data[:4] == b"%PDF":
-        return "PDF"
-    return None
+        words = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError) or "memory" in words.lower():
+            raise ImageError(Reason.TOO_LARGE, "decoding it needs more memory than there is") from error
+        if words.startswith("Unsupported"):
+            raise ImageError(Reason.UNSUPPORTED, f"it is of a kind that is not read: {words}") from error
+        raise ImageError(Reason.CORRUPT, f"the data is broken: {words}") from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
-    orientation = _orientation(image)
-    image = _eight_bits(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("P", "YCbCr"):
+    turn = _TURNS.get(_orientation(image))
+    if image.mode in DEEP:
+        image = eight_bits(image)
+    image = _on_white(image)
+    if image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
-    if profile and image.mode in ("RGB", "L", "CMYK"):
-        image = _in_srgb(image, profile)
-    image = image.convert("RGB")
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
-    return image
+    if profile:
+        image = in_srgb(image, profile)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+        image = image.convert("RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode not in ("RGBA", "LA"):
+        return image
+    colours = image.convert(image.mode[:-1])
+    white = Image.new(colours.mode, image.size, "white")
+    white.paste(colours, mask=image.getchannel("A"))
+    return white
 
 
 def _orientation(image: Image.Image) -> int:
@@ -132,30 +171,3 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, where Pillow's own conversion would clip."""
-    if image.mode in SIXTEEN_BITS:
-        values = np.asarray(image).astype(np.uint16)
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "I":
-        values = np.clip(np.asarray(image), 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=0.0, neginf=0.0)
-        top = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0 if values.max() <= 255.0 else 65535.0
-        return Image.fromarray((np.clip(values / top, 0, 1) * 255).round().astype(np.uint8))
-    return image
-
-
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Converted from its embedded profile, unless that is sRGB by its own name or cannot be used."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image  # a viewer, too, shows a photo whose profile is broken
-    return image if converted is None else converted
