@@ -1,6 +1,6 @@
 """How a job comes into the ledger: opened once, listed in batches, and finished when nothing of it is left."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -10,11 +10,10 @@ from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, o
 from models.db import in_turn, now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
-from models.states import PASSING_REASONS, ChunkState, ItemState, JobState, Risk
-from models.tables import Chunk, Image, Item, Job, Score, Scorer
+from models.register import insert_items, register
+from models.states import UNKNOWN_VERSION, ChunkState, JobState
+from models.tables import Chunk, Job, Scorer
 
-CHUNK_SIZE = 512
-SMALLEST_CHUNK = 16
 LISTER_S = 60.0
 """A lister that has written nothing for so long is taken for dead."""
 
@@ -175,7 +174,9 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
     Raises:
         LeaseLost: when another process lists this job now.
     """
-    versions = {image.uri: image.version for image in images}
+    versions: dict[str, str] = {}
+    for image in images:
+        versions[image.uri] = image.version or versions.get(image.uri, UNKNOWN_VERSION)
     with writing(engine) as connection:
         in_turn(connection, "jobs")
         job = connection.execute(
@@ -186,24 +187,14 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
         ).one_or_none()
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
-        ids = register(connection, versions)
-        in_job = set(
-            connection.execute(select(Item.image_id).where(Item.job_id == job_id, Item.image_id.in_(ids))).scalars()
-        )
-        scored: set[int] = set()
-        failed: set[int] = set()
-        if not job.rescore:
-            fresh = [image_id for image_id in ids if image_id not in in_job]
-            scored = _scored(connection, job.scorer_id, fresh)
-            failed = _failed_before(connection, job.scorer_id, fresh) - scored
-        waiting = [image_id for image_id in ids if image_id not in in_job | scored | failed]
-        _insert_items(connection, job_id, waiting)
+        waiting, skipped, skipped_failed = register(connection, versions, job_id, job.scorer_id, rescore=job.rescore)
+        insert_items(connection, job_id, waiting)
         connection.execute(
             update(Job)
             .where(Job.id == job_id)
-            .values(skipped=Job.skipped + len(scored), skipped_failed=Job.skipped_failed + len(failed))
+            .values(skipped=Job.skipped + skipped, skipped_failed=Job.skipped_failed + skipped_failed)
         )
-    return Added(len(waiting), len(scored), len(failed))
+    return Added(len(waiting), skipped, skipped_failed)
 
 
 def end_listing(engine: Engine, job_id: int) -> None:
@@ -237,57 +228,6 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
             .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
         )
         return done.rowcount == 1
-
-
-def register(connection: Connection, versions: dict[str, str]) -> list[int]:
-    """Make each version the current one of its URI. The images' ids, in the order of `versions`."""
-    rows = connection.execute(
-        select(Image.id, Image.uri, Image.version, Image.current).where(Image.uri.in_(versions))
-    ).all()
-    ids = {row.uri: row.id for row in rows if versions[row.uri] == row.version}
-    stale = [row.id for row in rows if row.current and versions[row.uri] != row.version]
-    back = [row.id for row in rows if not row.current and versions[row.uri] == row.version]
-    if stale:
-        connection.execute(update(Image).where(Image.id.in_(stale)).values(current=False))
-    if back:
-        connection.execute(update(Image).where(Image.id.in_(back)).values(current=True))
-    new = [{"uri": uri, "version": version, "current": True} for uri, version in versions.items() if uri not in ids]
-    if new:
-        inserted = connection.execute(insert(Image).returning(Image.uri, Image.id), new)
-        ids.update((uri, image_id) for uri, image_id in inserted)
-    return [ids[uri] for uri in versions]
-
-
-def _scored(connection: Connection, scorer_id: int, ids: Sequence[int]) -> set[int]:
-    query = select(Score.image_id).where(Score.scorer_id == scorer_id, Score.image_id.in_(ids))
-    return set(connection.execute(query).scalars())
-
-
-def _failed_before(connection: Connection, scorer_id: int, ids: Sequence[int]) -> set[int]:
-    query = (
-        select(Item.image_id)
-        .join(Job, Job.id == Item.job_id)
-        .where(
-            Item.image_id.in_(ids),
-            Item.state == ItemState.FAILED,
-            Item.reason.not_in(PASSING_REASONS),
-            Job.scorer_id == scorer_id,
-        )
-    )
-    return set(connection.execute(query).scalars())
-
-
-def _insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> None:
-    so_far = connection.execute(select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)).scalar()
-    done, total = 0, int(so_far or 0)
-    while done < len(ids):
-        # chunks grow with the job, so that several workers share a small one
-        part = ids[done : done + min(CHUNK_SIZE, max(SMALLEST_CHUNK, (total + done) // 8))]
-        done += len(part)
-        row = {"job_id": job_id, "state": ChunkState.QUEUED, "size": len(part), "scored": 0, "failed": 0}
-        chunk_id = connection.execute(insert(Chunk).values(row).returning(Chunk.id)).scalar_one()
-        item = {"job_id": job_id, "chunk_id": chunk_id, "state": ItemState.QUEUED, "risk": Risk.NONE, "losses": 0}
-        connection.execute(insert(Item), [{**item, "image_id": image_id} for image_id in part])
 
 
 def finish_done_jobs(engine: Engine) -> None:

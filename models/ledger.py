@@ -14,7 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from models.db import in_turn, now_s, reading, storable, writing
 from models.errors import LeaseLost
-from models.jobs import finish_if_done, register
+from models.jobs import finish_if_done
+from models.register import learn
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
 from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
@@ -218,8 +219,8 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int
     if not learnt:
         return {}
     rows = connection.execute(select(Image.id, Image.uri).where(Image.id.in_(learnt))).all()
-    real_ids = register(connection, {row.uri: learnt[row.id] for row in rows})
-    return {row.id: real_id for row, real_id in zip(rows, real_ids, strict=True)}
+    real_ids = learn(connection, {row.uri: learnt[row.id] for row in rows})
+    return {row.id: real_ids[row.uri] for row in rows}
 
 
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:

@@ -315,3 +315,24 @@ def test_neither_torch_nor_transformers_is_imported_for_a_name() -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"weight_map": {"a": "../model.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": "/etc/model.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": 1}}', "outside its folder"),
+        ('{"weight_map": []}', "no index"),
+        ("no json", "no index"),
+    ],
+)
+def test_an_index_of_weights_names_files_of_its_own_folder_only(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    checkpoint.resolve(str(tmp_path))
+    index.write_text(content)
+
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.resolve(str(tmp_path))

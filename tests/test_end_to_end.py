@@ -1,5 +1,6 @@
 """The real programs, from the command line to the rows in SQL."""
 
+import io
 import json
 import os
 import signal
@@ -267,6 +268,30 @@ def test_what_cannot_be_scored_fails_with_its_reason_and_nothing_else_does(sqlit
     again = run("score", str(folder), "--model", "demo", database_url=sqlite_url, check=3)
     assert "1 failed" in again.stderr, "the missing one is tried again"
     assert "4 skipped (failed before, unchanged)" in again.stderr
+
+
+def slow_to_decode(scans: int) -> bytes:
+    """A progressive JPEG of 330 kB whose last scan is there again and again: each takes 15 ms and more."""
+    file = io.BytesIO()
+    Image.new("L", (4000, 4000), 128).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * scans + b"\xff\xd9"
+
+
+def test_a_photo_that_takes_too_long_to_decode_fails_and_the_rest_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "photos", 5)
+    (folder / "00002.jpg").write_bytes(slow_to_decode(scans=3000))
+
+    done = run("score", str(folder), "--model", "demo", database_url=sqlite_url, check=3, QSIT_DECODE_S="2")
+
+    assert "6 photos: 5 scored, 1 failed" in done.stderr
+    [failure] = run("failures", "--format", "jsonl", database_url=sqlite_url).stdout.splitlines()
+    assert json.loads(failure)["reason"] == "timeout"
+    assert json.loads(failure)["uri"].endswith("/00002.jpg")
+    again = run("score", str(folder), "--model", "demo", database_url=sqlite_url)
+    assert "5 skipped (have their score), 1 skipped (failed before, unchanged)" in again.stderr
+    assert family(sqlite_url) == []
 
 
 def test_results_pipe_and_a_closed_pipe_is_silent(sqlite_url: str, tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models import backlog, fleet, jobs, ledger, queries
+from models import backlog, fleet, jobs, ledger, queries, register
 from models.db import now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.jobs import JobSpec
 from models.ledger import Failed, Lane, Scored
-from models.states import JobState, Reason
+from models.states import UNKNOWN_VERSION, JobState, Reason
 from models.tables import Chunk, Image, Item, Job
 
 SPEC = JobSpec(key="k", name=None, model="demo", revision="r1", procedure="rating-1/upright-1")
@@ -60,8 +60,8 @@ def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
     with reading(engine) as connection:
         sizes = list(connection.execute(select(Chunk.size).where(Chunk.job_id == job_id).order_by(Chunk.id)).scalars())
     assert sum(sizes) == 3000
-    assert sizes[0] == jobs.SMALLEST_CHUNK
-    assert max(sizes) <= jobs.CHUNK_SIZE
+    assert sizes[0] == register.SMALLEST_CHUNK
+    assert max(sizes) <= register.CHUNK_SIZE
     progress = queries.progress(engine, job_id)
     assert (progress.listed, progress.queued, progress.skipped) == (3000, 3000, 0)
 
@@ -250,3 +250,60 @@ def test_an_empty_job_leaves_no_trace(engine: Engine) -> None:
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
         assert connection.execute(select(func.count()).select_from(Item)).scalar() == 0
+
+
+def bare(count: int) -> list[Photo]:
+    return photos(count, "s3://b/", UNKNOWN_VERSION)
+
+
+def test_an_image_of_unknown_version_is_scored_but_never_current(engine: Engine) -> None:
+    listed(engine, photos(2, "s3://b/"))
+    score_all(engine)
+
+    second = listed(engine, bare(3), replace(SPEC, key="bare"))
+
+    progress = queries.progress(engine, second)
+    assert (progress.queued, progress.skipped) == (3, 0)
+    with reading(engine) as connection:
+        current = connection.execute(select(Image.uri, Image.version).where(Image.current)).all()
+        assert current == [(photo.uri, photo.version) for photo in photos(2, "s3://b/")]
+        assert connection.execute(select(func.count()).where(Image.version == UNKNOWN_VERSION)).scalar() == 3
+    assert [row.version for row in queries.results(engine, queries.Wanted(all_versions=True))] == ["1", "1"]
+
+
+def test_an_image_of_unknown_version_is_in_a_job_once(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    jobs.begin_listing(engine, job.id)
+
+    assert jobs.add_images(engine, job.id, bare(2)).queued == 2
+    assert jobs.add_images(engine, job.id, bare(3)).queued == 1
+    assert jobs.add_images(engine, job.id, photos(4, "s3://b/")).queued == 1
+    assert jobs.add_images(engine, job.id, bare(4)).queued == 0
+
+
+def test_what_failed_at_an_unknown_version_is_tried_again(engine: Engine) -> None:
+    listed(engine, bare(1))
+    score_all(engine, failing=(bare(1)[0].uri,))
+
+    second = listed(engine, bare(1), replace(SPEC, key="again"))
+
+    assert queries.progress(engine, second).queued == 1
+
+
+@pytest.mark.parametrize("found", [[*bare(1), *photos(1, "s3://b/")], [*photos(1, "s3://b/"), *bare(1)]])
+def test_a_known_version_wins_over_an_unknown_one(engine: Engine, found: list[Photo]) -> None:
+    listed(engine, found)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(Image.version, Image.current)).all() == [("1", True)]
+
+
+def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine) -> None:
+    odd = ['s3://b/"quoted".jpg', "s3://b/back\\slash.jpg", "s3://b/tab\there.jpg", "s3://b/größe 🎞 %20'.jpg"]
+
+    listed(engine, [Photo(uri) for uri in odd])
+
+    (message,) = backlog.send(engine, LANE, ahead=1, lease_s=60)
+    assert message.uris == odd
+    with reading(engine) as connection:
+        assert list(connection.execute(select(Image.uri).order_by(Image.id)).scalars()) == odd

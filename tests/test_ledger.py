@@ -8,9 +8,9 @@ from sqlalchemy import Engine, func, select, update
 from models import backlog, fleet, jobs, ledger, queries
 from models.db import now_s, reading, writing
 from models.errors import LeaseLost
-from models.ledger import Claim, Failed, Lane, Scored
-from models.states import ChunkState, JobState, Reason
-from models.tables import Chunk, Job, Score, Worker
+from models.ledger import Claim, Failed, Known, Lane, Scored
+from models.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
+from models.tables import Chunk, Image, Job, Score, Worker
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 HERE = fleet.identity()
@@ -77,6 +77,7 @@ def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     private = Lane("demo", "r1", HERE, job_id)
     (message,) = backlog.send(engine, private, ahead=2, lease_s=60)
     assert ledger.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
+    assert ledger.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
     assert ledger.claim(engine, message.chunk_id, private, HERE, 60) is not None
 
 
@@ -336,3 +337,41 @@ def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: En
         assert backlog.free_the_dead(engine) == 1
 
     assert queries.progress(engine, job_id).failed == 0
+
+
+def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine: Engine) -> None:
+    job_id = listed(engine, photos(3, version=UNKNOWN_VERSION))
+    claim = claimed(engine)
+    first, second, third = claim.items
+    assert {item.version for item in claim.items} == {UNKNOWN_VERSION}
+
+    scored = replace(good(first.image_id), version="v1")
+    ledger.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
+    assert ledger.has_score(engine, first.uri, "v1", claim.scorer_id)
+    assert not ledger.has_score(engine, first.uri, "v2", claim.scorer_id)
+    assert not ledger.has_score(engine, second.uri, "v1", claim.scorer_id)
+    ledger.record(engine, claim, [Known(second.image_id, "v2")], 60)
+    ledger.hand_back(engine, claim)
+
+    progress = queries.progress(engine, job_id)
+    assert (progress.state, progress.scored, progress.failed) == (JobState.FINISHED, 2, 1)
+    [result] = queries.results(engine, queries.Wanted())
+    assert (result.uri, result.version, result.job) == (first.uri, "v1", job_id)
+    with reading(engine) as connection:
+        rows = connection.execute(select(Image.uri, Image.version).where(Image.current).order_by(Image.uri)).all()
+    assert rows == [(first.uri, "v1"), (second.uri, "v2")]
+
+
+def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Engine) -> None:
+    listed(engine, photos(1, version="v1"))
+    claim = claimed(engine)
+    ledger.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
+    ledger.hand_back(engine, claim)
+
+    listed(engine, photos(1, version=UNKNOWN_VERSION), replace(SPEC, key="again"))
+    claim = claimed(engine)
+    ledger.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
+
+    assert [(one.version, one.score) for one in queries.results(engine, queries.Wanted())] == [("v2", 0.9)]
+    both = queries.results(engine, queries.Wanted(all_versions=True))
+    assert [one.version for one in both] == ["v1", "v2"]

@@ -1,6 +1,7 @@
 """From the name of a model to a pinned revision and the folder that holds it."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ def _folder(model: str) -> Path:
 def _hash(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
+        _check_shards(folder)
         for path in sorted(folder.iterdir()):
             if path.suffix in USED and path.is_file():
                 with path.open("rb") as file:
@@ -90,6 +92,18 @@ def _hash(folder: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
     return f"sha256-{digest.hexdigest()[:40]}"
+
+
+def _check_shards(folder: Path) -> None:
+    """The index of a sharded checkpoint may name files of its own folder only: no others are hashed."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index of weights: {type(error).__name__}: {error}") from error
+        for name in names:
+            if not isinstance(name, str) or name != Path(name).name:
+                raise CheckpointError(f"{index} names weights outside its folder: {name}")
 
 
 def _commit(model: str, revision: str | None) -> str:

@@ -1,0 +1,128 @@
+"""How listed images become rows: each the current version of its URI, and an item of a job unless that is in vain."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Subquery,
+    and_,
+    cast,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import aliased
+
+from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
+from models.tables import Chunk, Image, Item, Job, RowId, Score
+
+CHUNK_SIZE = 512
+SMALLEST_CHUNK = 16
+
+
+def register(
+    connection: Connection, versions: Mapping[str, str], job_id: int, scorer_id: int, *, rescore: bool
+) -> tuple[list[int], int, int]:
+    """
+    Make each version the current one of its URI. Returns the ids of the images that are to be scored by the job and
+    not in it yet, and how many others have their score, and failed before by their own fault.
+
+    An image of unknown version has a row too, for its item to refer to, but is never the current version of anything.
+    """
+    listed = _table(connection, versions)
+    known, new = _make_current(connection, listed)
+    return _sorted_out(connection, listed, job_id, scorer_id, rescore=rescore) if known else (new, 0, 0)
+
+
+def learn(connection: Connection, versions: Mapping[str, str]) -> dict[str, int]:
+    """Make each version the current one of its URI. The ids of the images, by URI."""
+    listed = _table(connection, versions)
+    _make_current(connection, listed)
+    same = and_(listed.c.key == Image.uri, listed.c.value == Image.version)
+    return {row.uri: row.id for row in connection.execute(select(Image.uri, Image.id).join(listed, same))}
+
+
+def _make_current(connection: Connection, listed: Subquery) -> tuple[bool, list[int]]:
+    """Whether any of the URIs was known before; the ids of the images that are new, in the order of the listing."""
+    known = connection.execute(
+        select(Image.id, Image.current, (Image.version == listed.c.value).label("is_listed"), listed.c.value)
+        .join(listed, listed.c.key == Image.uri)
+    ).all()  # fmt: skip
+    turned = [row for row in known if row.current != row.is_listed and row.value != UNKNOWN_VERSION]
+    for was_current in (True, False):  # in this order: no moment has two current versions
+        if ids := [row.id for row in turned if row.current is was_current]:
+            connection.execute(update(Image).where(Image.id.in_(ids)).values(current=not was_current))
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    rows = select(listed.c.key, listed.c.value, listed.c.value != UNKNOWN_VERSION).order_by(listed.c.position)
+    added = connection.execute(
+        dialect.insert(Image)
+        .from_select(["uri", "version", "current"], rows)
+        .on_conflict_do_nothing(index_elements=["uri", "version"])
+        .returning(Image.id)
+    )
+    return bool(known), sorted(added.scalars().all())
+
+
+def _sorted_out(
+    connection: Connection, listed: Subquery, job_id: int, scorer_id: int, *, rescore: bool
+) -> tuple[list[int], int, int]:
+    other = aliased(Image)
+    either_unknown = or_(other.version == UNKNOWN_VERSION, listed.c.value == UNKNOWN_VERSION)
+    same = and_(other.uri == listed.c.key, or_(other.version == listed.c.value, either_unknown))
+    in_job = exists().where(same, exists().where(Item.job_id == job_id, Item.image_id == other.id))
+    scored = exists().where(Score.image_id == Image.id, Score.scorer_id == scorer_id)
+    failed = exists().where(
+        Item.image_id == Image.id,
+        Item.state == ItemState.FAILED,
+        Item.reason.not_in(PASSING_REASONS),
+        Job.id == Item.job_id,
+        Job.scorer_id == scorer_id,
+    )
+    may_skip = false() if rescore else listed.c.value != UNKNOWN_VERSION
+    query = (
+        select(Image.id, and_(may_skip, scored).label("scored"), and_(may_skip, failed).label("failed"))
+        .join(listed, and_(listed.c.key == Image.uri, listed.c.value == Image.version))
+        .where(~in_job)
+        .order_by(listed.c.position)
+    )
+    rows = connection.execute(query).all()
+    waiting = [row.id for row in rows if not row.scored and not row.failed]
+    skipped = sum(row.scored for row in rows)
+    return waiting, skipped, len(rows) - len(waiting) - skipped
+
+
+def insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> None:
+    """Put images into new chunks of a job."""
+    so_far = connection.execute(select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)).scalar()
+    done, total = 0, int(so_far or 0)
+    chunk_of: dict[int, int] = {}
+    while done < len(ids):
+        # chunks grow with the job, so that several workers share a small one
+        part = ids[done : done + min(CHUNK_SIZE, max(SMALLEST_CHUNK, (total + done) // 8))]
+        done += len(part)
+        row = {"job_id": job_id, "state": ChunkState.QUEUED, "size": len(part), "scored": 0, "failed": 0}
+        chunk_id = connection.execute(insert(Chunk).values(row).returning(Chunk.id)).scalar_one()
+        chunk_of |= dict.fromkeys(part, chunk_id)
+    placed = _table(connection, chunk_of)
+    same = {"job_id": job_id, "state": ItemState.QUEUED, "risk": Risk.NONE, "losses": 0}
+    rows = select(cast(placed.c.key, RowId), cast(placed.c.value, RowId), *(literal(value) for value in same.values()))
+    connection.execute(insert(Item).from_select(["image_id", "chunk_id", *same], rows))
+
+
+def _table(connection: Connection, pairs: Mapping[str, str] | Mapping[int, int]) -> Subquery:
+    """Keys and values as a table in a query, with their position; however many, they are one parameter, of JSON."""
+    document = json.dumps(pairs, ensure_ascii=False)
+    if connection.dialect.name == "postgresql":
+        each = func.json_each_text(cast(literal(document), JSON()))
+        table = each.table_valued("key", "value", with_ordinality="position").render_derived()
+        return select(table.c.key, table.c.value, table.c.position).subquery()
+    table = func.json_each(document).table_valued("key", "value", "id")
+    return select(table.c.key, table.c.value, table.c.id.label("position")).subquery()
