@@ -78,8 +78,8 @@ def _turn(here: process.Process, claim: ledger.Claim) -> None:
                 here.say(None)
         except WorkerFault as fault:
             here.say(str(fault))
-            delay_s = FAULT_DELAY_S
             is_spent = isinstance(fault, ProcessSpent)
+            delay_s = 0.0 if is_spent else FAULT_DELAY_S
     ledger.hand_back(here.engine, claim, delay_s=delay_s)
     if is_spent:
         os._exit(1)  # the pool starts another process, which loads the model anew
