@@ -139,7 +139,7 @@ def test_the_dockerfile_installs_what_the_project_requires(tmp_path: Path) -> No
     subprocess.run(["sh", "-c", extraction], cwd=tmp_path, env={"PATH": f"{BIN}:{os.environ['PATH']}"}, check=True)
 
     assert (tmp_path / "needs/qsit.txt").read_text().splitlines() == project["dependencies"] + extras["postgres"]
-    assert (tmp_path / "needs/worker.txt").read_text().splitlines() == extras["worker"]
+    assert (tmp_path / "needs/worker.txt").read_text().splitlines() == extras["worker"] + extras["heif"]
     assert not any("worker.txt" in run for run in of_kind("qsit", "RUN"))
     assert any("worker.txt" in run for run in of_kind("worker", "RUN"))
 
@@ -181,6 +181,12 @@ def test_photos_are_mounted_read_only_and_alike_for_who_lists_and_who_opens() ->
     assert photos["worker"] == photos["qsit"]
     assert photos["worker"][0]["read_only"] is True
     assert services["worker"]["environment"]["QSIT_ROOTS"] == "/photos"
+
+
+def test_buckets_are_roots_too() -> None:
+    worker = compose({**VARIABLES, "QSIT_ROOTS": "/photos:s3://one"})["worker"]
+
+    assert worker["environment"]["QSIT_ROOTS"] == "/photos:s3://one"
 
 
 def test_who_lists_and_who_scores_are_told_the_same() -> None:
