@@ -5,10 +5,7 @@ import os
 import zlib
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from tests.programs import run
+from tests.programs import make_photos, run
 from tests.samples import chunk, encoded, every_sample, photo, png, tiff
 
 PHOTOS = 500
@@ -32,16 +29,6 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 }
 
 
-def library(folder: Path) -> list[Path]:
-    """Photos so narrow that they are scored fast, each of its own."""
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 2, 64, 3), dtype=np.uint8)
-    paths = [folder / f"{index:03d}.png" for index in range(PHOTOS)]
-    for path, own in zip(paths, pixels, strict=True):
-        Image.fromarray(own).save(path)
-    return paths
-
-
 def rewrite(path: Path, data: bytes) -> None:
     """With another time, also where clocks are coarse."""
     later = path.stat().st_mtime_ns + 1_000_000
@@ -53,7 +40,7 @@ def broken_photos(folder: Path) -> dict[str, str]:
     """Every tenth photo of a library broken, in turn in each way; the reasons by name."""
     reasons = {}
     ways = list(BROKEN.values())
-    for place, path in enumerate(library(folder)[::10]):
+    for place, path in enumerate(sorted(make_photos(folder, PHOTOS).iterdir())[::10]):
         data, reasons[path.name] = ways[place % len(ways)]
         rewrite(path, data)
     return reasons
@@ -79,7 +66,7 @@ def test_a_tenth_of_a_library_is_broken_and_repaired(tmp_path: Path) -> None:
     assert "500 photos: 0 scored, 450 skipped (have their score), 50 skipped (failed before, unchanged)" in score(0)
 
     for place, name in enumerate(reasons):
-        rewrite(folder / name, encoded(photo().crop((0, place % 40, 64, place % 40 + 2)), "PNG"))
+        rewrite(folder / name, encoded(photo().rotate(place), "JPEG"))
     repaired = score(0)
     assert "500 photos: 50 scored, 450 skipped" in repaired
     lines = run("results", "--format", "jsonl", database_url=url).stdout.splitlines()
