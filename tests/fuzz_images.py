@@ -110,15 +110,14 @@ def swap_chunks(one: int, other: int) -> Change:
 
 def chunks(data: bytes) -> list[bytes]:
     """The parts that a file is made of; the first is its start."""
-    parts, place = [data[:8] if data[:4] == b"\x89PNG" else data[:2] if data[:2] == b"\xff\xd8" else b""], 0
-    place = len(parts[0])
+    is_png, is_jpeg = data.startswith(b"\x89PNG"), data.startswith(b"\xff\xd8")
+    place = 8 if is_png else 2 if is_jpeg else 0
+    parts = [data[:place]]
     while place < len(data):
-        if data[:4] == b"\x89PNG":
-            length = 12 + int.from_bytes(data[place : place + 4], "big")
-        elif data[:2] == b"\xff\xd8":
+        if is_jpeg:
             length = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         else:
-            length = int.from_bytes(data[place : place + 4], "big") or len(data)
+            length = 12 * is_png + int.from_bytes(data[place : place + 4], "big")
         parts.append(data[place : place + max(length, 4)])
         place += max(length, 4)
     return parts
@@ -185,8 +184,8 @@ def main(seconds: float, first_seed: int, note: Path) -> None:
         check(data, False)
     tried = 0
 
-    def one_round(number_: int) -> None:
-        @seed(number_)
+    def one_round(round_seed: int) -> None:
+        @seed(round_seed)
         @settings(
             max_examples=500,
             deadline=None,
@@ -218,10 +217,10 @@ def main(seconds: float, first_seed: int, note: Path) -> None:
         examples()
 
     until = time.monotonic() + seconds
-    number_ = first_seed
+    round_seed = first_seed
     while time.monotonic() < until:
-        one_round(number_)
-        number_ += 1
+        one_round(round_seed)
+        round_seed += 1
     print(tried)  # noqa: T201 -- what the parent reads
 
 

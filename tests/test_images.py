@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
+from pillow_heif import HeifImageFile
 
 from models.errors import ImageError
 from models.states import Reason
 from tests.memory import measured
-from tests.samples import chunk, encoded, png
+from tests.samples import chunk, encoded, half_transparent, png, tiff
 from worker.images import decode
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
@@ -403,6 +404,26 @@ def test_as_stored_is_what_pillow_makes_of_it(image: Image.Image, kind: str) -> 
         expected = np.asarray(file.convert("RGB"))
 
     np.testing.assert_array_equal(decoded(data, as_stored=True), expected, strict=True)
+
+
+def test_as_stored_heic_is_what_its_plugin_makes_of_it_which_turns_it() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(half_transparent(quarters()), "HEIF", exif=exif, icc_profile=profile_of(WIDE_GAMUT))
+    expected = np.asarray(HeifImageFile(io.BytesIO(data)).convert("RGB"))
+
+    np.testing.assert_array_equal(decoded(data, as_stored=True), expected, strict=True)
+    assert expected.shape == (48, 32, 3)
+
+
+def test_as_stored_fails_where_pillow_has_no_way_to_rgb() -> None:
+    tags = {256: (1,), 257: (1,), 258: (8, 8), 259: (1,), 262: (1,), 277: (2,), 278: (1,), 338: (1,)}
+    data = tiff(tags, bytes([90, 120]))  # grey that is multiplied with its opacity already
+
+    assert_like(decoded(data), (225, 225, 225), tolerance=1)
+    with pytest.raises(ImageError, match="conversion from La") as error:
+        decode(data, max_pixels=1000, as_stored=True)
+    assert error.value.reason is Reason.UNSUPPORTED
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)

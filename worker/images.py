@@ -122,7 +122,7 @@ def _broken_data() -> Iterator[None]:
         words = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError) or "memory" in words.lower():
             raise ImageError(Reason.TOO_LARGE, "decoding it needs more memory than there is") from error
-        if words.startswith("Unsupported"):
+        if words.startswith(("Unsupported", "conversion from")):
             raise ImageError(Reason.UNSUPPORTED, f"it is of a kind that is not read: {words}") from error
         raise ImageError(Reason.CORRUPT, f"the data is broken: {words}") from error
 
