@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -224,7 +225,7 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int
 
 
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "image_id": real_ids.get(result.image_id, result.image_id), "scorer_id": claim.scorer_id,
             "score": result.score,
@@ -233,6 +234,7 @@ def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored]
         }
         for result in scored
     ]  # fmt: skip
+    rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(Score)
     changed = {column: statement.excluded[column] for column in rows[0] if column not in ("image_id", "scorer_id")}

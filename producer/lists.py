@@ -68,7 +68,7 @@ class ListFile:
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(f"cannot read the list {self.name}: line {number} is no JSON: {error}") from error
             if isinstance(entry, dict):
                 if self.column is None:
@@ -119,7 +119,7 @@ def _is_json(line: str) -> bool:
         return False
     try:
         return isinstance(json.loads(line), dict | str)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

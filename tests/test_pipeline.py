@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import ImageError, ProcessSpent, WorkerFault
+from models.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
 from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
+from tests.programs import until
 from worker.pipeline import Pipeline, Ready, Result
 from worker.procedure import Score, score_of
 from worker.tiles import Prepared
@@ -399,7 +400,7 @@ def test_stopping_drops_what_is_in_preparation(monkeypatch: pytest.MonkeyPatch) 
 
     assert image_ids(batches) == [0, 1]
     assert set(prepared) <= {0, 1, 2, 3}
-    assert not loaders_alive()
+    until(lambda: not loaders_alive())
 
 
 def test_a_turn_that_is_stopping_from_the_start_does_nothing() -> None:
@@ -564,3 +565,36 @@ def test_reading_takes_the_time_it_takes() -> None:
 
     assert failures(batches) == {}
     assert sorted(image_ids(batches)) == [0, 1]
+
+
+def test_what_no_one_expects_of_a_loader_is_laid_to_the_worker_when_it_is_an_error_of_ours() -> None:
+    def prepare(item: ClaimedItem) -> Prepared:
+        if item.image_id == 1:
+            raise DatabaseUnavailable("the database is away")
+        return photo(item)
+
+    batches: Batches = []
+    with pytest.raises(WorkerFault, match="the database is away"):
+        batches.extend(made(MadeUpModel()).run(items(3), ready(prepare), lambda *_: None, turn_s=60, stopping=bool))
+
+    assert sorted(image_ids(batches)) == [0, 2]
+    assert failures(batches) == {}
+
+
+@pytest.mark.parametrize("suspects", [(), (0, 1, 2)])
+def test_stopping_does_not_wait_for_what_is_being_read(suspects: tuple[int, ...]) -> None:
+    come_back, stop = threading.Event(), threading.Event()
+
+    def prepare(item: ClaimedItem) -> Prepared:
+        if item.image_id == 1:
+            stop.set()
+            come_back.wait(60)
+        return photo(item)
+
+    batches = list(
+        made(MadeUpModel()).run(items(3, suspects), ready(prepare), lambda *_: None, turn_s=60, stopping=stop.is_set)
+    )
+    assert not come_back.is_set()
+    come_back.set()
+
+    assert set(image_ids(batches)) <= {0}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from models.errors import ImageError, SourceError, WorkerFault
 from models.states import UNKNOWN_VERSION, Reason
 from tests import s3_servers
 from tests.s3_servers import KEYS, NO_OTHERS, Answer, Moto, cut, refused, reset, silent, stalled
-from worker import s3
+from worker import s3, s3_reading
 from worker.photos import Found
 from worker.sources import Listing, Reader
 
@@ -39,6 +40,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_reading, "ATTEMPTS", 2)
 
 
 def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
@@ -191,7 +193,7 @@ LISTING_ERRORS: dict[str, tuple[Answer, str]] = {
     "another region": (refused(301, "PermanentRedirect"), "set AWS_REGION"),
     "malformed region": (refused(400, "AuthorizationHeaderMalformed"), "set AWS_REGION"),
     "busy": (BUSY, "asks to slow down"),
-    "broken": (refused(500, "InternalError"), "failed on s3://photos: InternalError"),
+    "broken": (refused(500, "InternalError"), "failed on s3://photos .InternalError"),
     "reset": (reset, "does not answer"),
 }
 
@@ -370,7 +372,8 @@ def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) 
 
 
 def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "READ_S", 0.2)
+    monkeypatch.setattr(s3_reading, "READ_S", 0.2)
+    monkeypatch.setattr(s3_reading, "SLOWEST", 10**9)
     uri = put(moto, "a.jpg")
     moto.always = stalled(0.5)
 
@@ -378,22 +381,143 @@ def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch
         read(reader(moto), uri, UNKNOWN_VERSION)
 
 
-def test_denied_where_others_of_the_bucket_are_not_is_the_fault_of_the_photo(moto: Moto) -> None:
-    one, other = put(moto, "a.jpg"), put(moto, "b.jpg")
-    versions = version(moto, one), version(moto, other)
+def only(key: str, answer: Answer) -> Answer:
+    """Spoils what is asked of one object."""
+
+    def spoil(environ: dict[str, Any], start: Callable[..., Any], answered: Callable[[], Any]) -> Any:
+        return answer(environ, start, answered) if environ["PATH_INFO"].endswith(f"/{key}") else answered()
+
+    return spoil
+
+
+@pytest.mark.parametrize("has_read_another", [True, False])
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidRequest", "KMS.DisabledException", "MethodNotAllowed"])
+def test_what_is_refused_of_one_object_is_laid_to_it_where_others_are_given(
+    moto: Moto, has_read_another: bool, code: str
+) -> None:
+    good, bad = put(moto, "a/1.jpg"), put(moto, "a/2.jpg")
     opener = reader(moto)
-    assert read(opener, one, versions[0]) == CONTENT
+    if has_read_another:
+        read(opener, good, UNKNOWN_VERSION)
+    moto.always = only("2.jpg", refused(403, code))
+
+    with pytest.raises(ImageError) as error:
+        read(opener, bad, UNKNOWN_VERSION)
+    assert error.value.reason is Reason.UNREADABLE
+    assert code in str(error.value)
+    assert read(opener, good, UNKNOWN_VERSION) == CONTENT
+
+
+def test_a_permission_that_is_taken_away_in_mid_job_is_laid_to_no_photo(moto: Moto) -> None:
+    uris = [put(moto, f"{number}.jpg") for number in range(3)]
+    opener = reader(moto)
+    read(opener, uris[0], UNKNOWN_VERSION)
     moto.always = refused(403, "AccessDenied")
 
-    with pytest.raises(ImageError, match="is denied") as error:
-        read(opener, other, versions[1])
+    for uri in uris[1:]:
+        with pytest.raises(WorkerFault, match="s3:GetObject"):
+            read(opener, uri, UNKNOWN_VERSION)
+
+
+def test_proof_is_not_sought_outside_the_roots(moto: Moto) -> None:
+    put(moto, "a/1.jpg")
+    bad = put(moto, "a/2.jpg")
+    moto.always = only("2.jpg", refused(403, "AccessDenied"))
+    moto.asked.clear()
+
+    with pytest.raises(WorkerFault):
+        read(reader(moto, bad), bad, UNKNOWN_VERSION)
+    assert not any(path.endswith("1.jpg") for _, path in moto.asked)
+
+
+@pytest.mark.parametrize("name", ["broken", "cut", "reset"])
+def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_other(moto: Moto, name: str) -> None:
+    good, bad = put(moto, "1.jpg"), put(moto, "2.jpg")
+    opener = reader(moto)
+    moto.always = only("2.jpg", TRANSIENT[name])
+
+    for _ in range(s3_reading.ROUNDS - 1):
+        with pytest.raises(WorkerFault):
+            read(opener, bad, UNKNOWN_VERSION)
+        assert read(opener, good, UNKNOWN_VERSION) == CONTENT
+    with pytest.raises(ImageError) as error:
+        read(opener, bad, UNKNOWN_VERSION)
     assert error.value.reason is Reason.UNREADABLE
+
+
+def headless(environ: object, start: Callable[..., Any], answered: object) -> list[bytes]:
+    """A page of something that is not S3."""
+    start("200 OK", [("Content-Type", "text/html"), ("Content-Length", "5")])
+    return [b"hello"]
+
+
+def test_what_does_not_speak_s3_is_told(moto: Moto) -> None:
+    moto.always = headless
+
+    with pytest.raises(WorkerFault, match="is it an S3 server"):
+        read(reader(moto), "s3://photos/a.jpg", UNKNOWN_VERSION)
+    with pytest.raises(SourceError, match="S3 at"):
+        listed(moto, "s3://photos")
+
+
+def test_a_listing_that_breaks_off_is_not_taken_for_a_whole(moto: Moto) -> None:
+    page = (
+        b"<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>a.jpg</Key><Size>1</Size>"
+        b"<ETag>x</ETag></Contents></ListBucketResult>"
+    )
+
+    def first_version_only(environ: object, start: Callable[..., Any], answered: object) -> list[bytes]:
+        start("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(page)))])
+        return [page]
+
+    moto.always = first_version_only
+
+    with pytest.raises(SourceError, match="must speak ListObjectsV2"):
+        listed(moto, "s3://photos")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_METADATA_SERVICE_TIMEOUT", "soon"),
+        ("AWS_ENDPOINT_URL_S3", "nonsense"),
+        ("AWS_CA_BUNDLE", "/no/bundle"),
+        ("AWS_DEFAULT_REGION", "no region!"),
+        ("AWS_MAX_ATTEMPTS", "many"),
+    ],
+)
+def test_settings_of_boto3_that_are_wrong_fail_no_photo(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", value if variable == "AWS_ENDPOINT_URL_S3" else "https://127.0.0.1:9")
+
+    with pytest.raises(SourceError) as refused_source:
+        Listing().check("s3://photos")
+    with pytest.raises(WorkerFault):
+        read(Reader(["s3://photos"]), "s3://photos/a.jpg", UNKNOWN_VERSION)
+    assert "\n" not in str(refused_source.value)
+
+
+def test_what_s3_says_in_many_lines_is_told_in_one(moto: Moto) -> None:
+    moto.always = refused(403, "AccessDenied", "first\nsecond\n\n  third")
+
+    with pytest.raises(SourceError, match="first second third"):
+        listed(moto, "s3://photos")
+
+
+def test_an_entry_of_a_list_that_is_no_source_costs_only_itself() -> None:
+    listing = Listing()
+
+    for entry in ("s3://photos/a\0b.jpg", "s3://", "s3://photos/\udcff", "http://example.org/a.jpg"):
+        assert list(listing.walk(entry, of_list=True)) == []
+    assert len(listing.unreadable) == 4
 
 
 def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, other = put(moto, "a.jpg"), put(moto, "b.jpg")
     versions = version(moto, uri), version(moto, other)
-    monkeypatch.setattr(s3, "REST_S", 0.5)
+    monkeypatch.setattr(s3_reading, "REST_S", 0.5)
     opener = reader(moto)
     moto.always = BUSY
     with pytest.raises(WorkerFault):
@@ -414,7 +538,7 @@ def test_renewed_credentials_are_found_by_a_worker_that_runs(
 ) -> None:
     file = tmp_path / "credentials"
     log = tmp_path / "log"
-    monkeypatch.setattr(s3, "REST_S", 0.0)
+    monkeypatch.setattr(s3_reading, "REST_S", 0.0)
     for name in KEYS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))

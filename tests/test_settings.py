@@ -124,6 +124,7 @@ def test_roots_are_separated_as_in_path_or_a_json_list(
         ("QSIT_MAX_PIXELS", "-1"),
         ("QSIT_DECODE_S", "0"),
         ("QSIT_S3_ENDPOINT_URL", "minio:9000"),
+        ("QSIT_S3_ENDPOINT_URL", "http://user:secret@minio:9000"),
         ("QSIT_ROOTS", "s3://"),
         ("QSIT_ROOTS", "http://example.org/photos"),
         ("QSIT_PRIVATE_JOB", "last"),
@@ -140,7 +141,8 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(
     with pytest.raises(UsageError) as refused:
         settings.load()
 
-    assert str(refused.value).startswith(f"{variable}=")
+    assert str(refused.value).startswith(variable)
+    assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

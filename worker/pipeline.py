@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from models.errors import ImageError, ProcessSpent, WorkerFault
+from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
 from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
 from worker.procedure import Score
@@ -45,12 +45,13 @@ class Loading:
         """Tells that from now on it is the photo that takes its time."""
         self.decoding_since = time.monotonic()
 
-    def result(self, decode_s: float) -> Ready | Known:
-        """What came of it; raises ImageError when decoding takes longer than allowed."""
-        while not wait([self.future], timeout=min(1.0, decode_s / 2)).done:
-            if self.decoding_since is not None and time.monotonic() - self.decoding_since > decode_s:
-                raise ImageError(Reason.TIMEOUT, f"decoding it takes longer than {decode_s:g} s (QSIT_DECODE_S)")
-        return self.future.result()
+    def is_done(self, wait_s: float) -> bool:
+        """Whether something has come of it, if need be after waiting so long."""
+        return bool(wait([self.future], timeout=wait_s).done)
+
+    def is_stuck(self, decode_s: float) -> bool:
+        """Whether it is decoded for longer than it may."""
+        return self.decoding_since is not None and time.monotonic() - self.decoding_since > decode_s
 
     @property
     def bytes(self) -> int:
@@ -131,36 +132,42 @@ class Pipeline:
                     flying.extend(map(load, window))
                 if not flying:
                     break
-                yield self._batch(flying)
+                yield self._batch(flying, stopping)
             for item in suspects:
                 if stopping() or self._is_spent or time.monotonic() >= deadline:
                     break
                 start([item.image_id], True)
-                yield self._batch(deque([load(item)]))
+                yield self._batch(deque([load(item)]), stopping)
             if self._fault is not None:
                 raise self._fault
         finally:
-            pool.shutdown(wait=not self._is_spent, cancel_futures=True)
+            pool.shutdown(wait=not (self._is_spent or stopping()), cancel_futures=True)
 
     @property
     def _is_spent(self) -> bool:
         return isinstance(self._fault, ProcessSpent)
 
-    def _batch(self, flying: deque[Loading]) -> list[Result]:
-        """Take from the front as much as the budget allows, and score it."""
+    def _batch(self, flying: deque[Loading], stopping: Callable[[], bool]) -> list[Result]:
+        """Take from the front as much as the budget allows, or is there when it is time to stop, and score it."""
         batch: list[tuple[ClaimedItem, Ready]] = []
         settled: list[Result] = []
         tokens = 0
         while flying and not self._is_spent:
             item = flying[0].item
+            if not flying[0].is_done(min(1.0, self.decode_s / 2)):
+                if stopping():
+                    break
+                if flying[0].is_stuck(self.decode_s):
+                    words = f"decoding it takes longer than {self.decode_s:g} s (QSIT_DECODE_S)"
+                    settled.append(Failed(item.image_id, Reason.TIMEOUT, words))
+                    self._fault = ProcessSpent("decoding a photo takes too long; the process is replaced")
+                continue
             try:
-                ready = flying[0].result(self.decode_s)
+                ready = flying[0].future.result()
             except ImageError as error:
                 settled.append(Failed(item.image_id, error.reason, str(error)))
-                if error.reason is Reason.TIMEOUT:
-                    self._fault = ProcessSpent("decoding a photo takes too long; the process is replaced")
-            except WorkerFault as fault:
-                self._fault = self._fault or fault  # the others can be scored nevertheless
+            except QsitError as fault:  # the others can be scored nevertheless
+                self._fault = self._fault or (fault if isinstance(fault, WorkerFault) else WorkerFault(str(fault)))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is of this photo
                 settled.append(Failed(item.image_id, Reason.MODEL_ERROR, f"preparing it failed: {_line(error)}"))
             else:

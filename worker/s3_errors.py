@@ -13,9 +13,10 @@ class Trouble(Enum):
     MISSING = auto()  # there is no such object
     CHANGED = auto()  # the object is no longer at the version asked for
     UNREADABLE = auto()  # this object cannot be had, whoever asks
-    DENIED = auto()  # the credentials may not do this, here or at all
+    REFUSED = auto()  # S3 will not give it: this one object, or any
+    FAILED = auto()  # S3 or the way to it failed: on this one object, or on any
     CREDENTIALS = auto()  # there are none, or they are no longer good
-    OUT_OF_REACH = auto()  # the whole bucket: network, server, name, region
+    OUT_OF_REACH = auto()  # the whole bucket: server, name, region
 
 
 MISSING = ("NoSuchKey", "404", "NoSuchVersion")
@@ -53,14 +54,16 @@ def told_apart(error: Exception, place: str, permission: str, endpoint_url: str 
     if isinstance(error, boto.ParamValidationError):
         return Trouble.UNREADABLE, f"{place} is no object of S3: {_line(error)}"
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError):
-        return Trouble.OUT_OF_REACH, f"{server} does not answer: {_line(error)}"
+        return Trouble.FAILED, f"{server} does not answer: {_line(error)}"
+    if isinstance(error, boto.FlexibleChecksumError):
+        return Trouble.FAILED, f"{place} arrives with another checksum than it has: {_line(error)}"
     return Trouble.OUT_OF_REACH, f"{server} cannot be used: {_line(error)}"
 
 
 def _answered(error: ClientError, place: str, permission: str, server: str) -> tuple[Trouble, str]:
     said: dict[str, Any] = error.response.get("Error", {})
     code = str(said.get("Code", ""))
-    words = f"{code}: {said['Message']}" if said.get("Message") else code
+    words = " ".join(f"{code}: {said['Message']}".split()) if said.get("Message") else code
     if code == "NoSuchBucket":
         bucket = "/".join(place.split("/")[:3])
         return Trouble.OUT_OF_REACH, f"{server} has no {bucket}; mind its name, QSIT_S3_ENDPOINT_URL, AWS_PROFILE"
@@ -73,16 +76,22 @@ def _answered(error: ClientError, place: str, permission: str, server: str) -> t
     if code in ("KeyTooLongError", "InvalidURI"):
         return Trouble.UNREADABLE, f"it can be no object of S3 ({words})"
     if code in DENIED:
-        return Trouble.DENIED, f"access to {place} is denied; it needs the permission {permission} ({words})"
+        return Trouble.REFUSED, f"access to {place} is denied; it needs the permission {permission} ({words})"
     if code in EXPIRED:
-        return Trouble.CREDENTIALS, f"the credentials for {server} have expired; renew them ({words})"
+        return Trouble.CREDENTIALS, (
+            f"the credentials for {server} have expired; renew them, and restart what has them in its environment "
+            f"({words})"
+        )
     if code in REFUSED:
         return Trouble.CREDENTIALS, f"{server} refuses the credentials; mind AWS_ACCESS_KEY_ID, AWS_PROFILE ({words})"
     if code in ELSEWHERE:
         return Trouble.OUT_OF_REACH, f"{place} is in another region; set AWS_REGION ({words})"
     if code in BUSY:
         return Trouble.OUT_OF_REACH, f"{server} asks to slow down ({words})"
-    return Trouble.OUT_OF_REACH, f"{server} failed on {place}: {words}"
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    if 400 <= status < 500:
+        return Trouble.REFUSED, f"{server} does not give {place} ({words})"
+    return Trouble.FAILED, f"{server} failed on {place} ({words})"
 
 
 def _line(error: BotoCoreError | Exception) -> str:

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=180.0, ge=1.0, allow_inf_nan=False)
     max_pixels: int = Field(default=200_000_000, gt=0)
     decode_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    s3_endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^/]")
+    s3_endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^/@]+(/.*)?$")
 
     # set by `qsit score` for the worker it starts
     private_run: str | None = None
@@ -79,4 +79,5 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = f"QSIT_{first['loc'][0]}".upper()
-        raise UsageError(f"{name}={first['input']}: {first['msg']}") from error
+        value = "" if "://" in str(first["input"]) else f"={first['input']}"  # a URL may have a password in it
+        raise UsageError(f"{name}{value}: {first['msg']}") from error

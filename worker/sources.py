@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import SourceError, WorkerFault
-from worker import files, s3
+from worker import files, s3, s3_listing
 from worker.files import Folders, local_path, uri_of
 from worker.photos import Choice, Found, Photo
-from worker.s3 import SCHEME, Buckets
+from worker.s3 import SCHEME, Client
+from worker.s3_reading import Buckets
 
 
 @dataclass
@@ -18,11 +19,11 @@ class Listing(Choice):
     """Lists sources, and counts what it passes over."""
 
     endpoint_url: str | None = None  # of an S3-compatible server
-    _buckets: Buckets = field(init=False)
+    _client: Client = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._buckets = Buckets(endpoint_url=self.endpoint_url)
+        self._client = Client(self.endpoint_url)
 
     def check(self, source: str) -> None:
         """
@@ -32,7 +33,7 @@ class Listing(Choice):
             SourceError: when not.
         """
         if source.startswith(SCHEME):
-            self._buckets.check(source)
+            s3_listing.check(self._client, source)
         elif not local_path(source).exists():
             raise SourceError(f"there is no {source}")
 
@@ -43,15 +44,24 @@ class Listing(Choice):
         Raises:
             SourceError: when the source does not exist or cannot be listed.
         """
-        module_walk = self._buckets.walk if source.startswith(SCHEME) else files.walk
-        yield from module_walk(self, source, of_list=of_list)
+        try:
+            full_name(source)
+        except SourceError as error:
+            if not of_list:
+                raise
+            self.unreadable.append(str(error))
+            return
+        if source.startswith(SCHEME):
+            yield from s3_listing.walk(self._client, self, source, of_list=of_list)
+        else:
+            yield from files.walk(self, source, of_list=of_list)
 
 
 class Reader:
     """
     Opens photos under a worker's roots, and nothing else. Serves many threads at once.
 
-    mounted: see Folders; endpoint_url, connections: see Buckets.
+    mounted: see Folders; endpoint_url, connections: see Client.
     """
 
     def __init__(
@@ -64,7 +74,7 @@ class Reader:
     ) -> None:
         self._folders = Folders([Path(root) for root in roots if not root.startswith(SCHEME)], mounted=mounted)
         places = [root for root in roots if root.startswith(SCHEME)]
-        self._buckets = Buckets(places, endpoint_url=endpoint_url, connections=connections)
+        self._buckets = Buckets(places, Client(endpoint_url, connections))
 
     @contextmanager
     def opened(self, uri: str, version: str) -> Iterator[Photo]:
@@ -119,8 +129,9 @@ def common_roots(sources: Iterable[str]) -> set[str]:
     folders: set[str] = set()
     buckets: set[str] = set()
     for source in sources:
-        if source.startswith(SCHEME):
-            buckets.add(SCHEME + s3.split(source)[0])
-        else:
-            folders |= roots_of(source)
+        with suppress(SourceError):  # which is told when it is listed
+            if source.startswith(SCHEME):
+                buckets.add(SCHEME + s3.split(source)[0])
+            else:
+                folders |= roots_of(source)
     return buckets | ({os.path.commonpath(folders)} if folders else set())

@@ -1,0 +1,102 @@
+"""The photos in a bucket, listed page by page."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from models.errors import QsitError, SourceError
+from models.states import UNKNOWN_VERSION
+from worker.photos import Choice, Found
+from worker.s3 import SCHEME, Client, split, version_of
+
+
+def check(client: Client, source: str) -> None:
+    """
+    Passes when a source can be listed.
+
+    Raises:
+        SourceError: when not; tells what to do.
+    """
+    bucket, key = split(source)
+    with _told(client, bucket):
+        client.connected().list_objects_v2(Bucket=bucket, Prefix=key.removesuffix("*"), MaxKeys=1)
+
+
+def walk(client: Client, choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Found]:
+    """
+    The photos of `s3://bucket/key`, an object or what lies below it as in a folder, in the order of keys. A `*`
+    at the end takes every key that begins so. An object `of_list` is found without asking S3, its version
+    unknown.
+
+    Raises:
+        SourceError: when the bucket cannot be listed.
+    """
+    bucket, key = split(source)
+    if of_list and key and not key.endswith(("/", "*")):
+        yield Found(source, UNKNOWN_VERSION)
+    elif key.endswith("*"):
+        yield from _below(client, choice, bucket, key[:-1])
+    elif not key or key.endswith("/"):
+        yield from _below(client, choice, bucket, key)
+    else:
+        for entry in _entries(client, bucket, key, MaxKeys=1):
+            if entry["Key"] == key:
+                yield Found(source, version_of(entry))
+            break  # of the keys that begin so, it is the first
+        yield from _below(client, choice, bucket, key + "/")
+
+
+def _below(client: Client, choice: Choice, bucket: str, prefix: str) -> Iterator[Found]:
+    """The photos whose keys begin with `prefix`; names are looked at below its last folder."""
+    start = prefix.rfind("/") + 1
+    folder, left_out = "", False
+    for entry in _entries(client, bucket, prefix):
+        key: str = entry["Key"]
+        inner, _, name = key[start:].rpartition("/")
+        if inner != folder:
+            folder, left_out = inner, _left_out(choice, f"{SCHEME}{bucket}/{key[:start]}", inner)
+        if not name or left_out:
+            continue  # what S3 browsers make to show a folder, or what lies in one that is passed over
+        uri = f"{SCHEME}{bucket}/{key}"
+        if choice.passes_over(name, uri) or not choice.takes(name):
+            continue
+        try:
+            split(uri)
+        except SourceError as error:
+            choice.unreadable.append(str(error))
+        else:
+            yield Found(uri, version_of(entry))
+
+
+def _left_out(choice: Choice, start: str, inner: str) -> bool:
+    """Whether one of the folders that `inner` is made of is passed over."""
+    path = start
+    for name in inner.split("/") if inner else ():
+        path += name
+        if choice.passes_over(name, path):
+            return True
+        path += "/"
+    return False
+
+
+def _entries(client: Client, bucket: str, prefix: str, **options: int) -> Iterator[dict[str, Any]]:
+    with _told(client, bucket):
+        pages = client.connected().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+        for page in pages:
+            yield from page.get("Contents", ())
+            if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                raise ValueError("it does not say how its listing goes on; it must speak ListObjectsV2")
+
+
+@contextmanager
+def _told(client: Client, bucket: str) -> Iterator[None]:
+    """What goes wrong meanwhile is told to who named the source."""
+    try:
+        yield
+    except QsitError:
+        raise
+    except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
+        from worker.s3_errors import told_apart
+
+        _, words = told_apart(error, f"{SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
+        raise SourceError(words) from error
