@@ -17,7 +17,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The migration this program is written for; a test pins it to the newest one."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from models import backlog, fleet, ledger, queries
+from models import backlog, fleet, ledger, pages, queries
 from models.ledger import Scored
 from models.queries import Sort, Wanted
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
@@ -14,7 +14,7 @@ from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 @pytest.fixture
 def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Thirty scores with many ties, read in pages of seven."""
-    monkeypatch.setattr(queries, "PAGE", 7)
+    monkeypatch.setattr(pages, "PAGE", 7)
     listed(engine, [*photos(20), *photos(10, "file:///q/")])
     while messages := backlog.send(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
