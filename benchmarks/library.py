@@ -110,7 +110,7 @@ def _statements(images: int, words: dict[str, str]) -> list[str]:
     return [
         f"INSERT INTO images (id, uri, version, current) SELECT i, {uri}, {etag}, i % 33 <> 0 FROM {numbers(1, images)}",
         "INSERT INTO images (id, uri, version, current) "
-        f"SELECT i, 's3://photos/incoming/' || {words['padded'].format(n='i')} || '.jpg', {etag}, 1 = 1 "
+        f"SELECT i, 's3://photos/incoming/' || i || '.jpg', {etag}, 1 = 1 "
         f"FROM {numbers(images + 1, everything)}",
         "INSERT INTO scorers (id, model, revision, procedure) VALUES "
         "(1, 'zhangzicheng/q-sit-mini', 'r1', 'rating-1/upright-1'), (2, 'zhangzicheng/q-sit', 'r1', 'rating-1/upright-1')",

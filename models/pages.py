@@ -20,7 +20,7 @@ from models.tables import Image, Score
 PAGE = 1000
 """Rows fetched at a time."""
 EFFORT = 20_000
-"""Rows that are walked past, or gathered and sorted, before the other is tried, with four times as many."""
+"""Rows that are walked past, or gathered and sorted, before the other is tried, with ten times as many."""
 LAST_ID = 2**63 - 1
 
 Sort = Literal["score", "-score", "uri", "-scored_at"]
@@ -86,7 +86,7 @@ def rows(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Row[Any]]:
         else:
             behind, end = Position(end, LAST_ID), None
             if not is_long:  # a long list is best walked to its end
-                along, effort = None, effort * 4
+                along, effort = None, effort * 10
 
 
 def _index(connection: Connection, wanted: Wanted, scorer_id: int, effort: int) -> Along:
