@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
-from models.db import in_turn, now_s, reading, writing
+from models.db import analyse, in_turn, now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
 from models.register import insert_items, register
@@ -16,6 +16,10 @@ from models.tables import Chunk, Job, Scorer
 
 LISTER_S = 60.0
 """A lister that has written nothing for so long is taken for dead."""
+LARGE = 10_000
+"""A listing of so many images changes what the database must know of its tables."""
+MAX_URI_BYTES = 2500
+"""Longer URIs are left out: an entry of a PostgreSQL index holds URI and version in 2,704 bytes."""
 
 
 class Listed(Protocol):
@@ -61,6 +65,7 @@ class Added:
     queued: int
     skipped: int
     skipped_failed: int
+    too_long: int
 
 
 def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
@@ -170,13 +175,18 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
     """
     Write a batch of listed images (a few thousand at most) into the job: each becomes the current version of its
     URI, and an item in a chunk unless it is in the job already, has its score, or failed before by its own fault.
+    An image of unknown version is no current version, and an item unless its URI is in the job already.
 
     Raises:
         LeaseLost: when another process lists this job now.
     """
     versions: dict[str, str] = {}
+    too_long = 0
     for image in images:
-        versions[image.uri] = image.version or versions.get(image.uri, UNKNOWN_VERSION)
+        if len(image.uri.encode()) > MAX_URI_BYTES:
+            too_long += 1
+        else:
+            versions[image.uri] = image.version or versions.get(image.uri, UNKNOWN_VERSION)
     with writing(engine) as connection:
         in_turn(connection, "jobs")
         job = connection.execute(
@@ -194,7 +204,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
             .where(Job.id == job_id)
             .values(skipped=Job.skipped + skipped, skipped_failed=Job.skipped_failed + skipped_failed)
         )
-    return Added(len(waiting), skipped, skipped_failed)
+    return Added(len(waiting), skipped, skipped_failed, too_long)
 
 
 def end_listing(engine: Engine, job_id: int) -> None:
@@ -205,7 +215,11 @@ def end_listing(engine: Engine, job_id: int) -> None:
             .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
             .values(listed_at=datetime.now(UTC), lister=None, lister_until=None)
         )
+        size = select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)
+        is_large = connection.execute(size).scalar_one() >= LARGE
     finish_if_done(engine, job_id)
+    if is_large:
+        analyse(engine, "images", "chunks", "items")
 
 
 def give_up_listing(engine: Engine, job_id: int) -> None:

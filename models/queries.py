@@ -1,20 +1,23 @@
 """Every read: progress, results, failures, summaries."""
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
+from sqlalchemy import Engine, func, select
 
+from models import pages
 from models.db import reading
+from models.pages import PAGE
+from models.pages import Sort as Sort
+from models.pages import Wanted as Wanted
 from models.states import ChunkState, ItemState, JobState, Reason
-from models.tables import Chunk, Image, Item, Job, Score, Scorer
+from models.tables import Chunk, Image, Item, Job, Scorer
 
-PAGE = 1000
-"""Rows fetched at a time."""
-
-Sort = Literal["score", "-score", "uri", "-scored_at"]
+LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -115,94 +118,37 @@ class Result:
     job: int
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which results, in which order: scores 0..1, all of them where nothing is said."""
-
-    job: int | None = None
-    model: str | None = None
-    under: str | None = None  # URIs that begin with this
-    least: float | None = None
-    most: float | None = None
-    all_versions: bool = False
-    sort: Sort = "score"
-    limit: int | None = None
-
-
 def results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
     """Results in order, fetched by pages that each continue behind the last row of the one before."""
-    left = wanted.limit
-    last: Result | None = None
-    while left is None or left > 0:
-        size = PAGE if left is None else min(PAGE, left)
-        with reading(engine) as connection:
-            rows = connection.execute(_page(wanted, last).limit(size)).all()
-        for row in rows:
-            last = _result(row)
-            yield last
-        if len(rows) < size:
-            return
-        left = None if left is None else left - size
-
-
-def _page(wanted: Wanted, last: Result | None) -> Select[*tuple[Any, ...]]:
-    query = (
-        select(
-            Image.id, Image.uri, Image.version, Score.scorer_id, Score.score, Score.excellent, Score.good, Score.fair,
-            Score.poor, Score.bad, Score.dtype, Score.scored_at, Score.job_id, Scorer.model, Scorer.revision,
-            Scorer.procedure,
-        )
-        .join(Score, Score.image_id == Image.id)
-        .join(Scorer, Scorer.id == Score.scorer_id)
-    )  # fmt: skip
-    if not wanted.all_versions:
-        query = query.where(Image.current)
-    if wanted.job is not None:
-        query = query.where(Score.job_id == wanted.job)
+    scorers = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
     if wanted.model is not None:
-        query = query.where(Scorer.model == wanted.model)
-    if wanted.under is not None:
-        query = query.where(Image.uri >= wanted.under, Image.uri < _after_prefix(wanted.under))
-    if wanted.least is not None:
-        query = query.where(Score.score >= wanted.least)
-    if wanted.most is not None:
-        query = query.where(Score.score <= wanted.most)
-    keys: dict[Sort, tuple[Any, bool]] = {
-        "score": (Score.score, False),
-        "-score": (Score.score, True),
-        "uri": (Image.uri, False),
-        "-scored_at": (Score.scored_at, True),
+        scorers = scorers.where(Scorer.model == wanted.model)
+    if wanted.job is not None:
+        scorers = scorers.where(Scorer.id == select(Job.scorer_id).where(Job.id == wanted.job).scalar_subquery())
+    with reading(engine) as connection:
+        found = connection.execute(scorers).all()
+    streams = [_of_scorer(engine, wanted, scorer) for scorer in found]
+    return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
+
+
+def _of_scorer(engine: Engine, wanted: Wanted, scorer: Any) -> Iterator[Result]:
+    for row in pages.rows(engine, wanted, scorer.id):
+        yield Result(
+            row.image_id, scorer.id, row.uri, row.version, row.score,
+            (row.excellent, row.good, row.fair, row.poor, row.bad),
+            scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
+        )  # fmt: skip
+
+
+def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
+    """Where a result stands in the order."""
+    keys: dict[Sort, Callable[[], Any]] = {
+        "score": lambda: result.score,
+        "-score": lambda: -result.score,
+        "uri": lambda: result.uri,
+        "-scored_at": lambda: LAST_MOMENT - result.scored_at,
     }
-    key, descending = keys[wanted.sort]
-    order = key.desc() if descending else key.asc()
-    query = query.order_by(order, Image.id, Score.scorer_id)
-    return query if last is None else query.where(_behind(key, descending, _value(last, wanted.sort), last))
-
-
-def _behind(key: Any, descending: bool, value: Any, last: Result) -> ColumnElement[bool]:
-    further: ColumnElement[bool] = key < value if descending else key > value
-    same_key = and_(key == value, Image.id > last.image_id)
-    same_image = and_(key == value, Image.id == last.image_id, Score.scorer_id > last.scorer_id)
-    return or_(further, same_key, same_image)
-
-
-def _value(result: Result, sort: Sort) -> float | str | datetime:
-    if sort == "uri":
-        return result.uri
-    return result.scored_at if sort == "-scored_at" else result.score
-
-
-def _after_prefix(prefix: str) -> str:
-    """The least text that is greater than everything that begins with `prefix`."""
-    return prefix + "\U0010ffff"
-
-
-def _result(row: Any) -> Result:
-    return Result(
-        row.id, row.scorer_id, row.uri, row.version, row.score,
-        (row.excellent, row.good, row.fair, row.poor, row.bad),
-        row.model, row.revision, row.procedure, row.dtype, row.scored_at, row.job_id,
-    )  # fmt: skip
+    return keys[sort](), result.image_id, result.scorer_id
 
 
 @dataclass(frozen=True)
@@ -220,10 +166,10 @@ def failures(engine: Engine, job_id: int) -> Iterator[Failure]:
     last = 0
     while True:
         query = (
-            select(Image.id, Image.uri, Item.reason, Item.message)
-            .join(Item, Item.image_id == Image.id)
-            .where(Item.job_id == job_id, Item.state == ItemState.FAILED, Image.id > last)
-            .order_by(Image.id)
+            select(Item.image_id, Image.uri, Item.reason, Item.message)
+            .join(Image, Image.id == Item.image_id)
+            .where(Item.job_id == job_id, Item.state == ItemState.FAILED, Item.image_id > last)
+            .order_by(Item.image_id)
             .limit(PAGE)
         )
         with reading(engine) as connection:
@@ -232,4 +178,4 @@ def failures(engine: Engine, job_id: int) -> Iterator[Failure]:
             yield Failure(row.uri, Reason(row.reason), row.message or "", job_id)
         if len(rows) < PAGE:
             return
-        last = rows[-1].id
+        last = rows[-1].image_id

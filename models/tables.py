@@ -124,7 +124,7 @@ class Chunk(Base):
     until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970: lease's end; queued: not sent before
 
     __table_args__ = (
-        Index("ix_chunks_job_id_state", "job_id", "state"),
+        Index(None, "job_id", "state", "id"),
         Index(
             "ix_chunks_until_held",
             "until",
@@ -155,6 +155,21 @@ class Item(Base):
             postgresql_where=text("state = 'failed'"),
             sqlite_where=text("state = 'failed'"),
         ),
+        Index(
+            "ix_items_job_id_image_id_failed",
+            "job_id",
+            "image_id",
+            postgresql_where=text("state = 'failed'"),
+            sqlite_where=text("state = 'failed'"),
+        ),
+        Index(
+            "ix_items_job_id_state_reason_failed",
+            "job_id",
+            "state",  # so that SQLite counts in the index alone
+            "reason",
+            postgresql_where=text("state = 'failed'"),
+            sqlite_where=text("state = 'failed'"),
+        ),
         {"sqlite_with_rowid": False},
     )
 
@@ -173,11 +188,12 @@ class Score(Base):
     poor: Mapped[float] = mapped_column(REAL)
     bad: Mapped[float] = mapped_column(REAL)
     dtype: Mapped[str] = mapped_column(Text)  # the precision it was computed in
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)  # the job that computed it
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))  # the job that computed it
     scored_at: Mapped[datetime] = mapped_column(Utc)
 
     __table_args__ = (
         Index(None, "scorer_id", "score", "image_id"),
+        Index(None, "job_id", "score", "image_id"),
         Index(None, "scorer_id", "scored_at", "image_id"),
         {"sqlite_with_rowid": False},
     )

@@ -1,9 +1,10 @@
 """Opening and listing jobs, on both databases."""
 
+import random
 from dataclasses import dataclass, replace
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, select, text, update
 
 from models import backlog, fleet, jobs, ledger, queries, register
 from models.db import now_s, reading, writing
@@ -307,3 +308,26 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
     assert message.uris == odd
     with reading(engine) as connection:
         assert list(connection.execute(select(Image.uri).order_by(Image.id)).scalars()) == odd
+
+
+def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    jobs.begin_listing(engine, job.id)
+    dice = random.Random(1)
+    noise = "".join(f"%{dice.randrange(256):02X}" for _ in range(2000))  # no compression makes it shorter
+    longest = Photo(("file:///" + noise)[: jobs.MAX_URI_BYTES], "123456789012-1700000000000000000")
+
+    added = jobs.add_images(engine, job.id, [*photos(2), longest, replace(longest, uri=longest.uri + "x")])
+
+    assert (added.queued, added.too_long) == (3, 1)
+
+
+def test_a_large_listing_is_counted_for_the_plans(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LARGE", 1000)
+    listed(engine, photos(1000))
+
+    if engine.dialect.name == "postgresql":
+        with reading(engine) as connection:
+            for table in ("images", "chunks", "items"):
+                query = text("SELECT reltuples FROM pg_class WHERE relname = :table")
+                assert connection.execute(query, {"table": table}).scalar_one() > 0

@@ -1,10 +1,13 @@
 """The schema, the views, and what a program says to a database of another schema."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
@@ -43,6 +46,29 @@ def test_upgrading_twice_changes_nothing(database_url: str) -> None:
 
     check_schema(engine)
     engine.dispose()
+
+
+def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine) -> None:
+    listed(engine, photos(40))
+    score_all(engine, failing=(photos(1)[0].uri,))
+    script = ScriptDirectory(str(Path(__file__).parent.parent / "migrations"))
+
+    def migrate(function: Callable[[str, MigrationContext], list[Any]]) -> None:
+        with writing(engine) as connection:
+            context = MigrationContext.configure(connection, opts={"fn": function})
+            with Operations.context(context):
+                context.run_migrations()
+
+    migrate(lambda revision, _: script._downgrade_revs("0001", revision))
+    with pytest.raises(SchemaMismatch, match="schema 0001"):
+        check_schema(engine)
+    migrate(lambda revision, _: script._upgrade_revs("head", revision))
+
+    check_schema(engine)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert connection.execute(text("SELECT count(*) FROM qsit_scores")).scalar() == 39
+        assert connection.execute(text("SELECT count(*) FROM qsit_failures")).scalar() == 1
 
 
 def test_a_database_without_or_with_another_schema_is_refused_with_the_command(engine: Engine) -> None:
