@@ -113,7 +113,7 @@ def test_credentials_that_expire_in_mid_job_fail_no_photo(
     database_url: str, broker_url: str, moto: Moto, tmp_path: Path
 ) -> None:
     moto.client.create_bucket(Bucket="photos")
-    for path in make_photos(tmp_path / "photos", 150).iterdir():
+    for path in make_photos(tmp_path / "photos", 60).iterdir():
         moto.client.put_object(Bucket="photos", Key=path.name, Body=path.read_bytes())
     log = tmp_path / "log"
     variables = {
@@ -134,12 +134,12 @@ def test_credentials_that_expire_in_mid_job_fail_no_photo(
         until(lambda: "have expired; renew them" in str(status()["workers"]))
         until(lambda: status()["running"] == 0)
         stopped = status()
-        assert 0 < stopped["scored"] < 150
+        assert 0 < stopped["scored"] < 60
         assert stopped["failed"] == 0
 
         moto.always = None
         waited = run("wait", database_url=database_url)
-        assert "150 photos: 150 scored" in waited.stderr
+        assert "60 photos: 60 scored" in waited.stderr
         assert "renew them" not in str(status()["workers"])
         worker.terminate()
         assert worker.wait(60) == 0
