@@ -33,7 +33,7 @@ from celery import Celery
 from sqlalchemy import Engine, text
 
 from benchmarks import library
-from benchmarks.library import BIG_JOB, GOOD_MONTH, SECOND_JOB, Library
+from benchmarks.library import BIG_JOB, GOOD_MONTH, MODEL, SECOND_JOB, SECOND_MODEL, Library
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, jobs, ledger, queries
 from models.jobs import JobSpec
@@ -44,7 +44,7 @@ from producer.submit import BATCH
 from worker import dispatch
 from worker.app import configuration
 
-LANE = Lane("zhangzicheng/q-sit-mini", "r1")
+LANE = Lane(MODEL, "r1")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def score_everything(engine: Engine) -> None:
     """As if workers had done all."""
     with db.writing(engine) as connection:
         for statement in (
-            "INSERT INTO scores SELECT image_id, 1, 0.5, 0, 0, 0, 0, 0, 'float16', job_id, CURRENT_TIMESTAMP FROM items",
+            "INSERT INTO scores "
+            "SELECT image_id, 1, 0.5, 0, 0, 0, 0, 0, 'float16', job_id, CURRENT_TIMESTAMP FROM items",
             "UPDATE items SET state = 'scored'",
             "UPDATE chunks SET state = 'done', scored = size, token = NULL, owner = NULL, until = NULL",
             "UPDATE jobs SET state = 'finished'",
@@ -198,9 +199,9 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
         "the first 50 by URI of a night's job": lambda: wanted(job=night(), sort="uri"),
         "the worst 50 of the big job under a month": lambda: wanted(job=BIG_JOB, under=month()),
         "the worst 50 of a night's job under a month": lambda: wanted(job=night(), under=month()),
-        "the worst 50 of the second model": lambda: wanted(model="zhangzicheng/q-sit"),
-        "the newest 50 of the second model": lambda: wanted(model="zhangzicheng/q-sit", sort="-scored_at"),
-        "the worst 50 of the second model under a month": lambda: wanted(model="zhangzicheng/q-sit", under=month()),
+        "the worst 50 of the second model": lambda: wanted(model=SECOND_MODEL),
+        "the newest 50 of the second model": lambda: wanted(model=SECOND_MODEL, sort="-scored_at"),
+        "the worst 50 of the second model under a month": lambda: wanted(model=SECOND_MODEL, under=month()),
         "the first 1,000 failures of the big job": lambda: list(islice(queries.failures(engine, BIG_JOB), 1000)),
         "status of the big job": lambda: (
             queries.progress(engine, BIG_JOB), queries.failures_by_reason(engine, BIG_JOB), fleet.workers(engine)

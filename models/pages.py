@@ -19,7 +19,7 @@ from models.tables import Image, Score
 
 PAGE = 1000
 """Rows fetched at a time."""
-EFFORT = 20_000
+EFFORT = 10_000
 """Rows that are walked past, or gathered and sorted, before the other is tried, with ten times as many."""
 LAST_ID = 2**63 - 1
 
