@@ -246,8 +246,10 @@ def databases(kind: str, folder: Path) -> Iterator[Callable[[str], str]]:
             connection.execute(f"CREATE DATABASE {name}")
         return str(server.get_uri().replace("/postgres?", f"/{name}?"))
 
-    yield create
-    server.cleanup()
+    try:
+        yield create
+    finally:
+        server.cleanup()
 
 
 def main() -> None:
