@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, text
 
 from models.tables import Base
 
+MODEL, SECOND_MODEL = "zhangzicheng/q-sit-mini", "zhangzicheng/q-sit"
 FIRST_DAY = date(2015, 1, 1)
 DAYS = 3650
 GOOD_MONTH = "2019/06"
@@ -18,7 +19,8 @@ BIG_JOB, SECOND_JOB = 1, 2 + NIGHTS
 
 DIALECT = {
     "sqlite": {
-        "numbers": "(WITH RECURSIVE r(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM r WHERE i < {high}) SELECT i FROM r)",
+        "numbers": "(WITH RECURSIVE r(i) AS "
+        "(SELECT {low} UNION ALL SELECT i + 1 FROM r WHERE i < {high}) SELECT i FROM r)",
         "day": "strftime('%Y/%m/%d', '{first}', (({n}) / {per_day}) || ' days')",
         "padded": "printf('%06d', {n})",
         "etag": "printf('\"%016x%016x\"', {n} * 2654435761, {n} * 40503)",
@@ -46,8 +48,9 @@ class Library:
     images: int
 
     def day(self, chosen: random.Random) -> str:
-        """The prefix of a day; of a month with [:-3], of a year with [:-6]."""
-        return f"s3://photos/{FIRST_DAY + timedelta(chosen.randrange(DAYS)):%Y/%m/%d}/"
+        """The prefix of a day."""
+        days = (self.images - self.images // 33) // (self.images // DAYS + 1)
+        return f"s3://photos/{FIRST_DAY + timedelta(chosen.randrange(days)):%Y/%m/%d}/"
 
 
 def make(engine: Engine, images: int) -> Library:
@@ -55,7 +58,7 @@ def make(engine: Engine, images: int) -> Library:
     Fill an empty ledger. The photos of ten years in a folder a day, three in a hundred with an older version; the
     first scorer has scored all but the failed, the second, of another model, every tenth. Scores have nothing to do
     with names, but for one month in which all are good. A big job has everything, one in a hundred failed, and its
-    last 200 chunks still to do; ten more have each scored a hundredth of it again since.
+    last 200 chunks still to do; ten more have each scored a two-hundredth of it again since.
     """
     words = {name: _filled(form, images) for name, form in DIALECT[engine.dialect.name].items()}
     with engine.connect() as connection:
@@ -97,43 +100,51 @@ def _statements(images: int, words: dict[str, str]) -> list[str]:
     def numbers(low: int, high: int) -> str:
         return words["numbers"].format(low=low, high=high) + " AS numbers"
 
+    def moment(ms: str) -> str:
+        return words["moment"].format(ms=ms)
+
     n = "(i - i / 33)"  # every 33rd image is an older version of the one before it
     day = words["day"].format(n=n)
     uri = f"'s3://photos/' || {day} || '/IMG_' || {words['padded'].format(n=f'{n} % {images // DAYS + 1}')} || '.jpg'"
     etag = words["etag"].format(n="i")
-    everything, later = images + TO_DO, f"{images} < i"
-    night = f"CASE WHEN i > {images // 2} AND i % 10 = 0 THEN 2 + (i - {images // 2} - 1) * {2 * NIGHTS} / {images} ELSE 1 END"
+    everything = images + TO_DO
+    half, share = images // 2, f"(i - {images // 2} - 1) * {2 * NIGHTS} / {images}"
+    job = f"CASE WHEN i > {half} AND i % 10 = 0 THEN {BIG_JOB + 1} + {share} ELSE {BIG_JOB} END"
     score = f"CASE WHEN {day} LIKE '{GOOD_MONTH}%' THEN 0.9 + 0.1 * {words['random']} ELSE {words['random']} END"
     logits = ", ".join(f"{words['random']} * 20" for _ in range(5))
-    moment = words["moment"].format(ms=f"(CASE WHEN {night} = 1 THEN i ELSE {images} * {night} + i END)")
-    second = words["moment"].format(ms=f"{images} * {SECOND_JOB} + i")
+    is_done, has_failed = f"i <= {images}", f"(i <= {images} AND i % 100 = 7)"
+    chunk_is_done = f"i * 512 <= {images}"
+    reason = "CASE i % 3 WHEN 0 THEN 'corrupt' WHEN 1 THEN 'not_an_image' ELSE 'too_large' END"
     return [
-        f"INSERT INTO images (id, uri, version, current) SELECT i, {uri}, {etag}, i % 33 <> 0 FROM {numbers(1, images)}",
-        "INSERT INTO images (id, uri, version, current) "
-        f"SELECT i, 's3://photos/incoming/' || i || '.jpg', {etag}, 1 = 1 "
-        f"FROM {numbers(images + 1, everything)}",
-        "INSERT INTO scorers (id, model, revision, procedure) VALUES "
-        "(1, 'zhangzicheng/q-sit-mini', 'r1', 'rating-1/upright-1'), (2, 'zhangzicheng/q-sit', 'r1', 'rating-1/upright-1')",
-        'INSERT INTO jobs (id, "key", scorer_id, state, private, rescore, priority, max_failed, skipped, skipped_failed, '
-        "created_at, listed_at, served_at) "
-        f"SELECT i, 'k' || i, CASE WHEN i = {SECOND_JOB} THEN 2 ELSE 1 END, CASE WHEN i = 1 THEN 'active' ELSE 'finished' END, "
-        f"1 = 0, i BETWEEN 2 AND {SECOND_JOB - 1}, 0, '2%', 0, 0, {words['moment'].format(ms='i')}, "
-        f"{words['moment'].format(ms='i')}, 0 FROM {numbers(1, SECOND_JOB)}",
-        "INSERT INTO chunks (id, job_id, state, size, scored, failed) "
-        f"SELECT i, 1, CASE WHEN i * 512 > {images} THEN 'queued' ELSE 'done' END, 512, "
-        f"CASE WHEN i * 512 > {images} THEN 0 ELSE 507 END, CASE WHEN i * 512 > {images} THEN 0 ELSE 5 END "
-        f"FROM {numbers(1, everything // 512)}",
-        "INSERT INTO items (job_id, image_id, chunk_id, state, risk, losses, reason, message) "
-        f"SELECT 1, i, (i - 1) / 512 + 1, CASE WHEN {later} THEN 'queued' WHEN i % 100 = 7 THEN 'failed' ELSE 'scored' END, "
-        f"'none', 0, CASE WHEN i % 100 = 7 AND NOT {later} THEN "
-        "CASE WHEN i % 3 = 0 THEN 'corrupt' WHEN i % 3 = 1 THEN 'not_an_image' ELSE 'too_large' END END, "
-        f"CASE WHEN i % 100 = 7 AND NOT {later} THEN 'image file is truncated' END FROM {numbers(1, everything)}",
-        "INSERT INTO scores (image_id, scorer_id, score, excellent, good, fair, poor, bad, dtype, job_id, scored_at) "
-        f"SELECT i, 1, {score}, {logits}, 'float16', {night}, {moment} FROM {numbers(1, images)} WHERE i % 100 <> 7",
-        "INSERT INTO scores (image_id, scorer_id, score, excellent, good, fair, poor, bad, dtype, job_id, scored_at) "
-        f"SELECT i, 2, {score}, {logits}, 'float16', {SECOND_JOB}, {second} FROM {numbers(1, images)} "
-        "WHERE i % 10 = 3 AND i % 100 <> 7",
-        "INSERT INTO workers (owner, broker, model, revision, device, dtype, state, seen_at) "
-        "SELECT 'gpu' || i || ':1:1.00', '', 'zhangzicheng/q-sit-mini', 'r1', 'cuda:0', 'float16', 'ready', "
-        f"{words['now']} FROM {numbers(1, 16)}",
+        f"""INSERT INTO images (id, uri, version, current)
+            SELECT i, {uri}, {etag}, i % 33 <> 0 FROM {numbers(1, images)}""",
+        f"""INSERT INTO images (id, uri, version, current)
+            SELECT i, 's3://photos/incoming/' || i || '.jpg', {etag}, 1 = 1 FROM {numbers(images + 1, everything)}""",
+        f"""INSERT INTO scorers (id, model, revision, procedure) VALUES
+            (1, '{MODEL}', 'r1', 'rating-1/upright-1'), (2, '{SECOND_MODEL}', 'r1', 'rating-1/upright-1')""",
+        f"""INSERT INTO jobs (id, "key", scorer_id, state, private, rescore, priority, max_failed, skipped,
+                              skipped_failed, created_at, listed_at, served_at)
+            SELECT i, 'k' || i, CASE WHEN i = {SECOND_JOB} THEN 2 ELSE 1 END,
+                   CASE WHEN i = {BIG_JOB} THEN 'active' ELSE 'finished' END, 1 = 0,
+                   i BETWEEN {BIG_JOB + 1} AND {SECOND_JOB - 1}, 0, '2%', 0, 0, {moment("i")}, {moment("i")}, 0
+            FROM {numbers(BIG_JOB, SECOND_JOB)}""",
+        f"""INSERT INTO chunks (id, job_id, state, size, scored, failed)
+            SELECT i, {BIG_JOB}, CASE WHEN {chunk_is_done} THEN 'done' ELSE 'queued' END, 512,
+                   CASE WHEN {chunk_is_done} THEN 507 ELSE 0 END, CASE WHEN {chunk_is_done} THEN 5 ELSE 0 END
+            FROM {numbers(1, everything // 512)}""",
+        f"""INSERT INTO items (job_id, image_id, chunk_id, state, risk, losses, reason, message)
+            SELECT {BIG_JOB}, i, (i - 1) / 512 + 1,
+                   CASE WHEN {has_failed} THEN 'failed' WHEN {is_done} THEN 'scored' ELSE 'queued' END, 'none', 0,
+                   CASE WHEN {has_failed} THEN {reason} END, CASE WHEN {has_failed} THEN 'the file is truncated' END
+            FROM {numbers(1, everything // 512 * 512)}""",
+        f"""INSERT INTO scores (image_id, scorer_id, score, excellent, good, fair, poor, bad, dtype, job_id, scored_at)
+            SELECT i, 1, {score}, {logits}, 'float16', {job},
+                   {moment(f"(CASE WHEN {job} = {BIG_JOB} THEN i ELSE {images} * {job} + i END)")}
+            FROM {numbers(1, images)} WHERE NOT {has_failed}""",
+        f"""INSERT INTO scores (image_id, scorer_id, score, excellent, good, fair, poor, bad, dtype, job_id, scored_at)
+            SELECT i, 2, {score}, {logits}, 'float16', {SECOND_JOB}, {moment(f"{images} * {SECOND_JOB} + i")}
+            FROM {numbers(1, images)} WHERE i % 10 = 3 AND NOT {has_failed}""",
+        f"""INSERT INTO workers (owner, broker, model, revision, device, dtype, state, seen_at)
+            SELECT 'gpu' || i || ':1:1.00', '', '{MODEL}', 'r1', 'cuda:0', 'float16', 'ready', {words["now"]}
+            FROM {numbers(1, 16)}""",
     ]

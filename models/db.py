@@ -83,9 +83,11 @@ def connect(url: str, *, create: bool = False) -> Engine:
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
         try:
-            return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+            engine = create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
+        event.listen(engine, "connect", _postgresql_connected)
+        return engine
     path = Path(parsed.database or "")
     if create:
         try:
@@ -98,6 +100,14 @@ def connect(url: str, *, create: bool = False) -> Engine:
     event.listen(engine, "connect", _sqlite_connected)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _postgresql_connected(connection: Any, _: object) -> None:
+    # every question here is answered by indexes, for few rows or stopping early; what reads whole tables, starts
+    # workers or compiles is never better, though old statistics may say so
+    for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "max_parallel_workers_per_gather", "jit"):
+        connection.execute(f"SET {setting} = 0")
+    connection.commit()
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:

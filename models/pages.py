@@ -1,9 +1,8 @@
-"""
-How the results that somebody wants are found page by page, at ten million scores as quickly as at ten.
+"""How the results that somebody wants are found, page by page, among millions.
 
 The scores of one scorer are walked along an index that has them in the wanted order, and what is not wanted is passed
-over. Where what is wanted is a small part of a library that can be had by another index, it is gathered there and
-sorted instead. Each query names one index only, by hiding the other columns from the planner.
+over. Where another index leaves but few of them, those are gathered there and sorted instead. Each query uses one
+index: the planner, which may know little of the tables, sees no other column.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from models.tables import Image, Score
 
 PAGE = 1000
 """Rows fetched at a time."""
-EFFORT = 20_000
+EFFORT = 10_000
 """Rows that are walked past, or gathered and sorted, before the other is tried, with ten times as many."""
 LAST_ID = 2**63 - 1
 
@@ -153,7 +152,7 @@ def _ordered(query: Select[Any], wanted: Wanted, behind: Position | None, *, hid
 
 
 def _of_images(wanted: Wanted, *, hide: bool = False) -> list[ColumnElement[bool]]:
-    # in these words SQLite sees that the index of current versions, will do
+    # in these words SQLite sees that its index of current versions will do
     conditions: list[ColumnElement[bool]] = [] if wanted.all_versions else [literal_column("images.current")]
     if wanted.under is not None:
         uri: Any = _hidden(Image.uri) if hide else Image.uri
