@@ -13,6 +13,7 @@ from models import jobs
 from models.errors import SourceError, UsageError
 from models.jobs import JobSpec, OpenedJob
 from producer.lists import ListFile, opened_list
+from producer.report import count
 from worker import checkpoint
 from worker.photos import Found
 from worker.procedure import AS_STORED, UPRIGHT
@@ -110,6 +111,9 @@ class Lister:
             while batch := list(islice(found, BATCH)):
                 added = jobs.add_images(self._engine, self.job.id, batch)
                 listed += len(batch)
+                if added.too_long:
+                    words = f"{count(added.too_long, 'photo')}: the URI is longer than {jobs.MAX_URI_BYTES:,} bytes"
+                    self.listing.unreadable.append(words)
                 after_batch(added.queued)
             if not listed:
                 raise SourceError(f"no photos found in {_shortened(self._request)}{self._hint()}")

@@ -148,3 +148,16 @@ def test_roots_are_the_folders_named_and_one_for_a_list(engine: Engine, tmp_path
     request = Request((str(other), str(first / "00000.png")), files_from=str(lines), model="demo")
     with opened(engine, request) as lister:
         assert lister.roots() == [str(tmp_path / "a"), str(first), str(other)]
+
+
+def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine: Engine, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["\xff" * 60] * 9)  # three bytes of URI for one of the path
+    photos = make_photos(tmp_path / "photos", 2)
+    make_photos(deep, 1)
+
+    with opened(engine, Request((str(photos), str(tmp_path)), model="demo")) as lister:
+        lister.list(lambda _: None)
+        progress = queries.progress(engine, lister.job.id)
+
+    assert (progress.is_listed, progress.queued) == (True, 2)
+    assert lister.listing.unreadable == ["1 photo: the URI is longer than 2,500 bytes"]
