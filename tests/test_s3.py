@@ -578,8 +578,9 @@ def test_a_server_that_is_not_there_is_told() -> None:
 
     with pytest.raises(SourceError, match=f"S3 at {nowhere} does not answer"):
         Listing(endpoint_url=nowhere).check("s3://photos")
-    with pytest.raises(WorkerFault, match=f"S3 at {nowhere} does not answer"):
+    with pytest.raises(WorkerFault, match=f"S3 at {nowhere} does not answer") as fault:
         read(Reader(["s3://photos"], endpoint_url=nowhere), "s3://photos/a.jpg", UNKNOWN_VERSION)
+    assert "a.jpg" not in str(fault.value), "all photos make one notice"
 
 
 @pytest.mark.parametrize("uri", ["s3://photos", "s3://photos/", "s3://", "s3://photos/\udcff"])

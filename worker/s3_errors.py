@@ -1,5 +1,6 @@
 """What S3 and the network say when something is wrong, told apart by what is to be done about it."""
 
+import re
 from enum import Enum, auto
 from typing import Any
 
@@ -95,4 +96,6 @@ def _answered(error: ClientError, place: str, permission: str, server: str) -> t
 
 
 def _line(error: BotoCoreError | Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """In one line, and of a URL its server alone: many photos that fail for one reason make one notice."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"(https?://[^/\s\"']+)/[^\s\"']*", r"\1", words)

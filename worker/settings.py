@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=180.0, ge=1.0, allow_inf_nan=False)
     max_pixels: int = Field(default=200_000_000, gt=0)
     decode_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    s3_endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^/@]+(/.*)?$")
+    s3_endpoint_url: str | None = None
 
     # set by `qsit score` for the worker it starts
     private_run: str | None = None
@@ -50,6 +50,15 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(_full_root, value))
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/@]+(/.*)?", value):
+            raise ValueError(
+                "write http://host:port or https://host; credentials go into AWS_ACCESS_KEY_ID and the like"
+            )
+        return value
 
     @property
     def turn_s(self) -> float:
