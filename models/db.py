@@ -11,6 +11,7 @@ import platformdirs
 from sqlalchemy import Connection, Engine, Float, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -159,6 +160,8 @@ def analyse(engine: Engine, *tables: str) -> None:
 def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
+    except PoolTimeout as error:
+        raise DatabaseUnavailable(f"no connection to the database {shown(engine.url)} became free in time") from error
     except DBAPIError as error:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
         may_pass = isinstance(error, OperationalError) or error.connection_invalidated

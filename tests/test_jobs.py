@@ -2,13 +2,15 @@
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, create_engine, func, select, text, update
+from sqlalchemy.pool import QueuePool
 
 from models import backlog, fleet, jobs, ledger, queries, register
 from models.db import now_s, reading, writing
-from models.errors import JobNotFound, LeaseLost, UsageError
+from models.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from models.jobs import JobSpec
 from models.ledger import Failed, Lane, Scored
 from models.states import UNKNOWN_VERSION, JobState, Reason
@@ -331,3 +333,12 @@ def test_a_large_listing_is_counted_for_the_plans(engine: Engine, monkeypatch: p
             for table in ("images", "chunks", "items"):
                 query = text("SELECT reltuples FROM pg_class WHERE relname = :table")
                 assert connection.execute(query, {"table": table}).scalar_one() > 0
+
+
+def test_a_connection_that_does_not_become_free_is_a_database_that_may_come_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    small = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.1)
+
+    with reading(small), pytest.raises(DatabaseUnavailable, match="became free"), reading(small):
+        pass
+    small.dispose()

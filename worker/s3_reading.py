@@ -140,12 +140,11 @@ class Buckets:
 
     def _gives_others(self, bucket: str, key: str) -> bool:
         """Whether an object can be had that was read before, or else one of those beside this one."""
-        client = self._client.connected()
         try:
             others = [self._good[bucket]] if self._good.get(bucket, key) != key else []
             if not others:
                 folder = key[: key.rfind("/") + 1]
-                page = client.list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=NEIGHBOURS + 1)
+                page = self._client.connected().list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=NEIGHBOURS + 1)
                 others = [entry["Key"] for entry in page.get("Contents", ()) if entry["Key"] != key]
         except Exception:  # noqa: BLE001 -- what fails here is no proof of anything
             return False

@@ -89,4 +89,4 @@ def load() -> Settings:
         first = error.errors()[0]
         name = f"QSIT_{first['loc'][0]}".upper()
         value = "" if "://" in str(first["input"]) else f"={first['input']}"  # a URL may have a password in it
-        raise UsageError(f"{name}{value}: {first['msg']}") from error
+        raise UsageError(f"{name}{value}: {first['msg'].removeprefix('Value error, ')}") from error
