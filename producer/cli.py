@@ -155,8 +155,9 @@ def submit(waits: bool, **options: Any) -> int:
     with opened(engine, _request(chosen, **options), endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = ledger.Lane(job.model, job.revision)
-        listed = lister.list(lambda _: dispatch.top_up(engine, app, lane, chosen.lease_s))
-        dispatch.top_up(engine, app, lane, chosen.lease_s)
+        top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
+        listed = lister.list(lambda _: top_up())
+        top_up()
         for line in report.listing_notes(job, lister.listing, listed=listed):
             _talk(line)
     click.echo(job.id)

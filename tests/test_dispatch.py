@@ -40,7 +40,7 @@ def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
     dispatch.top_up(engine, app, LANE, 60)
     dispatch.top_up(engine, app, LANE, 60)
 
-    name = dispatch.queue_of(LANE)
+    name = dispatch.queue_of(engine, LANE)
     assert queue.llen(name) == dispatch.AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
