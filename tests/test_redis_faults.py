@@ -241,7 +241,7 @@ def test_a_kill_in_the_middle_of_a_listing_leaves_the_listing_whole(server: Serv
     assert "does not answer" in warning
     assert job == "1"
     status = json.loads(run("status", "--format", "json", database_url=database_url).stdout)
-    assert status["queued"] == 20_000
+    assert (status["listing_complete"], status["queued"]) == (True, 20_000)
     engine.dispose()
 
 

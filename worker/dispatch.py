@@ -62,14 +62,14 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
 
 def topping_up(
     engine: Engine, app: Celery, lane: Lane, lease_s: float, tell: Callable[[str], None]
-) -> Callable[[], None]:
+) -> Callable[..., None]:
     """
     A function that tops up until Redis fails, and tells that once: the ledger has everything, and workers top up by
     themselves.
     """
     failed = False
 
-    def top_up_or_tell() -> None:
+    def top_up_or_tell(*_: object) -> None:
         nonlocal failed
         if failed:
             return
