@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 from models import db
 from models.tables import Item
 from producer.local import broker_program
+from tests.conftest import PHOTOS as EXAMPLES
 from tests.programs import QSIT, family, make_photos, run, started, until
 
 PHOTOS = 64
@@ -190,6 +191,22 @@ def test_becoming_a_replica(night: Night, server: Server) -> None:
     server.client.replicaof("NO", "ONE")
 
     night.finishes()
+
+
+def test_two_complaints_stand_side_by_side(night: Night, fleet: Fleet, server: Server) -> None:
+    outside = "under none of this worker's roots"
+    night.finishes()
+    run("submit", str(EXAMPLES), "--name", "outside", database_url=fleet.database_url, **fleet.variables)
+    night.says(outside)
+    server.kill()
+    night.says("does not answer")
+    assert outside in night.status()
+
+    server.start()
+
+    until(lambda: "does not answer" not in night.status())
+    assert outside in night.status()
+    run("cancel", "outside", database_url=fleet.database_url)
 
 
 def test_what_is_no_message_is_dropped(night: Night, server: Server) -> None:
