@@ -189,6 +189,18 @@ def check_schema(engine: Engine) -> None:
     raise SchemaMismatch(f"the database {shown(engine.url)} has {has}; run: qsit db upgrade")
 
 
+def ready(url: str) -> Engine:
+    """
+    An engine for a ledger that is there and has this program's schema.
+
+    Raises:
+        DatabaseError: when it cannot be used as it is.
+    """
+    engine = connect(url)
+    check_schema(engine)
+    return engine
+
+
 def refuse_newer_schema(engine: Engine) -> None:
     """
     Passes when the database has no schema, an older one or this program's.

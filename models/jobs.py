@@ -179,6 +179,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
 
     Raises:
         LeaseLost: when another process lists this job now.
+        UsageError: when the job has been cancelled.
     """
     versions: dict[str, str] = {}
     too_long = 0
@@ -193,10 +194,12 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
             update(Job)
             .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
             .values(lister_until=now_s() + LISTER_S)
-            .returning(Job.scorer_id, Job.rescore)
+            .returning(Job.scorer_id, Job.rescore, Job.state)
         ).one_or_none()
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
+        if job.state == JobState.CANCELLED:
+            raise UsageError(f"job {job_id} was cancelled while it was listed")
         waiting, skipped, skipped_failed = register(connection, versions, job_id, job.scorer_id, rescore=job.rescore)
         insert_items(connection, job_id, waiting)
         connection.execute(
@@ -233,13 +236,19 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
 _UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
 
 
+_DONE = and_(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
+
+
 def finish_if_done(engine: Engine, job_id: int) -> bool:
     """Finish the job if its listing is complete and nothing of it is left, in a transaction of its own."""
+    with reading(engine) as connection:
+        if connection.execute(select(Job.id).where(Job.id == job_id, _DONE)).scalar() is None:
+            return False
     with writing(engine) as connection:
+        # locked first and looked at then: a retry that was under way has its chunks queued by now
+        connection.execute(select(Job.id).where(Job.id == job_id).with_for_update())
         done = connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
-            .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
+            update(Job).where(Job.id == job_id, _DONE).values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
         )
         return done.rowcount == 1
 
@@ -247,8 +256,7 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
 def finish_done_jobs(engine: Engine) -> None:
     """Finish every job that is done; the timer's share, should the last record's have been lost."""
     with reading(engine) as connection:
-        done = select(Job.id).where(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
-        job_ids = connection.execute(done).scalars().all()
+        job_ids = connection.execute(select(Job.id).where(_DONE)).scalars().all()
     for job_id in job_ids:
         finish_if_done(engine, job_id)
 

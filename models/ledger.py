@@ -143,10 +143,11 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
         )
 
 
-def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> None:
+def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> bool:
     """
     Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
-    one of its URI, and has the score; the item stays with the image whose version is unknown.
+    one of its URI, and has the score; the item stays with the image whose version is unknown. False when the job has
+    been paused or cancelled, and the rest is to be handed back.
 
     Raises:
         LeaseLost: when the chunk is another's by now; nothing is written.
@@ -158,7 +159,7 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
     with writing(engine) as connection:
         if learnt:
             in_turn(connection, "jobs")
-        _check_lease(connection, claim)
+        job_state = _check_lease(connection, claim)
         real_ids = _register_learnt(connection, learnt)
         if scored:
             _write_scores(connection, claim, scored, real_ids)
@@ -175,6 +176,7 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
             .where(Chunk.id == claim.chunk_id)
             .values(scored=Chunk.scored + count, failed=Chunk.failed + failures, until=now_s() + lease_s)
         )
+    return job_state == JobState.ACTIVE
 
 
 def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
@@ -186,9 +188,11 @@ def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
 
 
 def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
-    """The heartbeat of a lease. False when it is lost."""
+    """The heartbeat of a lease. False when it is lost, or the job has been paused or cancelled."""
     still = and_(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
-    return connection.execute(update(Chunk).where(still).values(until=now_s() + lease_s)).rowcount == 1
+    is_held = connection.execute(update(Chunk).where(still).values(until=now_s() + lease_s)).rowcount == 1
+    job_state = select(Job.state).where(Job.id == claim.job_id)
+    return is_held and connection.execute(job_state).scalar() == JobState.ACTIVE
 
 
 def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
@@ -206,13 +210,17 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
     finish_if_done(engine, claim.job_id)
 
 
-def _check_lease(connection: Connection, claim: Claim) -> None:
-    """Passes under a row lock, so that nobody takes the chunk before the transaction ends."""
-    query = select(Chunk.id).where(
-        Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED
+def _check_lease(connection: Connection, claim: Claim) -> JobState:
+    """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
+    query = (
+        select(Job.state)
+        .join(Chunk, Chunk.job_id == Job.id)
+        .where(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
     )
-    if connection.execute(query.with_for_update()).scalar() is None:
+    job_state = connection.execute(query.with_for_update(of=Chunk)).scalar()
+    if job_state is None:
         raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
+    return JobState(job_state)
 
 
 def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int, int]:
@@ -312,6 +320,12 @@ def _calm(connection: Connection, items: ColumnElement[bool]) -> None:
 
 
 def _release(connection: Connection, chunk_id: int, delay_s: float) -> None:
+    cancelled = exists().where(Chunk.id == chunk_id, Job.id == Chunk.job_id, Job.state == JobState.CANCELLED)
+    connection.execute(
+        update(Item)
+        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, cancelled)
+        .values(state=ItemState.CANCELLED, risk=Risk.NONE)
+    )
     left = exists().where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
     connection.execute(
         update(Chunk)

@@ -3,21 +3,25 @@
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, false, func, or_, select
 
 from models import pages
-from models.db import reading
+from models.db import now_s, reading
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
 from models.states import ChunkState, ItemState, JobState, Reason
-from models.tables import Chunk, Image, Item, Job, Scorer
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
+PACE_OVER = timedelta(minutes=5)
+PACE_SCORES = 5000
+"""The pace is taken from so many newest scores at most: enough to tell, and soon counted."""
+PACE_LEAST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class Progress:
     running: int  # in chunks that a worker holds
     scored: int
     failed: int
+    cancelled: int
     max_failed: str
     private: bool
+    is_being_listed: bool  # a process is at it, or was lately
     created_at: datetime
     finished_at: datetime | None
 
@@ -50,7 +56,12 @@ class Progress:
     @property
     def to_do(self) -> int:
         """Images that are or were to be scored by this job."""
-        return self.queued + self.running + self.scored + self.failed
+        return self.queued + self.running + self.scored + self.failed + self.cancelled
+
+    @property
+    def left(self) -> int:
+        """Images that are still to be scored."""
+        return self.queued + self.running
 
     @property
     def tolerated(self) -> bool:
@@ -69,6 +80,7 @@ def progress(engine: Engine, job_id: int) -> Progress:
             select(
                 Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
                 Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
+                func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
         ).one()  # fmt: skip
         counts = connection.execute(
@@ -77,15 +89,61 @@ def progress(engine: Engine, job_id: int) -> Progress:
                 func.coalesce(func.sum(left).filter(Chunk.state == ChunkState.LEASED), 0).label("running"),
                 func.coalesce(func.sum(Chunk.scored), 0).label("scored"),
                 func.coalesce(func.sum(Chunk.failed), 0).label("failed"),
+                func.coalesce(func.sum(left).filter(Chunk.state == ChunkState.DONE), 0).label("cancelled"),
             ).where(Chunk.job_id == job_id)
         ).one()
     return Progress(
         job=job_id, name=job.name, state=JobState(job.state), model=job.model, revision=job.revision,
         procedure=job.procedure, is_listed=job.listed_at is not None, skipped=job.skipped,
         skipped_failed=job.skipped_failed, queued=int(counts.queued), running=int(counts.running),
-        scored=int(counts.scored), failed=int(counts.failed), max_failed=job.max_failed, private=job.private,
+        scored=int(counts.scored), failed=int(counts.failed), cancelled=int(counts.cancelled),
+        max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
         created_at=job.created_at, finished_at=job.finished_at,
     )  # fmt: skip
+
+
+def pace(engine: Engine, job_id: int) -> float | None:
+    """Scores a second of a job over the last minutes; None when there are too few to tell."""
+    now = datetime.now(UTC)
+    scorer = select(Job.scorer_id).where(Job.id == job_id).scalar_subquery()
+    newest = (
+        select(Score.job_id, Score.scored_at)
+        .where(Score.scorer_id == scorer, Score.scored_at > now - PACE_OVER)
+        .order_by(Score.scored_at.desc())
+        .limit(PACE_SCORES)
+        .subquery()
+    )
+    query = select(func.count(), func.min(newest.c.scored_at)).where(newest.c.job_id == job_id)
+    with reading(engine) as connection:
+        number, first = connection.execute(query).one()
+    seconds = (now - first).total_seconds() if first is not None else 0.0
+    return number / seconds if seconds >= PACE_LEAST_S else None
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Chunks of a job that a worker holds of which nothing was heard for long; left_s: until others may have them."""
+
+    owner: str
+    chunks: int
+    quiet_s: float | None  # None when it is not known to the ledger
+    left_s: float
+
+
+def silences(engine: Engine, job_id: int, longer_than_s: float) -> list[Silence]:
+    """Who holds chunks of a job and has not been heard of for so long."""
+    now = now_s()
+    quiet = now - Worker.seen_at
+    query = (
+        select(Chunk.owner, func.count(), func.max(quiet), func.max(Chunk.until - now))
+        .outerjoin(Worker, Worker.owner == Chunk.owner)
+        .where(Chunk.job_id == job_id, Chunk.state == ChunkState.LEASED)
+        .where(or_(Worker.owner.is_(None), quiet > longer_than_s))
+        .group_by(Chunk.owner)
+        .order_by(Chunk.owner)
+    )
+    with reading(engine) as connection:
+        return [Silence(row[0] or "", row[1], row[2], max(0.0, row[3] or 0.0)) for row in connection.execute(query)]
 
 
 def failures_by_reason(engine: Engine, job_id: int) -> dict[Reason, int]:

@@ -60,5 +60,5 @@ class Reason(StrEnum):
 UNKNOWN_VERSION = ""
 """The version of an image of which only the URI is known; whoever reads it learns the version."""
 
-PASSING_REASONS = (Reason.MISSING, Reason.UNREADABLE, Reason.CHANGED, Reason.OUTSIDE)
+PASSING_REASONS = (Reason.MISSING, Reason.UNREADABLE, Reason.CHANGED, Reason.OUTSIDE, Reason.OUT_OF_MEMORY)
 """Failures that say nothing about the photo itself: the next job tries again."""

@@ -15,18 +15,19 @@ import click
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, jobs, ledger, queries
+from models import db, jobs, ledger, queries
 from models.errors import QsitError, UsageError
+from models.patience import insist
 from models.queries import Progress
-from models.states import WorkerState
-from producer import report
+from models.states import JobState
+from producer import report, steer
+from producer import status as job_status
+from producer.exits import COULD_NOT_RUN, OK, WRONG_USAGE, exit_status
 from producer.interrupts import Interrupted, raise_on_signals
 from producer.submit import Request, opened
-from producer.watch import LIVE_S, Watch, display
+from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from worker import COMMAND, SAFE_PATH, settings
 from worker.settings import Settings
-
-OK, COULD_NOT_RUN, WRONG_USAGE, HAS_FAILURES = 0, 1, 2, 3
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -149,18 +150,23 @@ def submit(waits: bool, **options: Any) -> int:
     from worker.app import app
 
     chosen = settings.load()
-    engine = _database(chosen)
+    engine = db.ready(chosen.database_url)
     dispatch.check_broker(app)
-    console = Console(stderr=True)
-    with opened(engine, _request(chosen, **options), endpoint_url=chosen.s3_endpoint_url) as lister:
+    teller = Teller(Console(stderr=True))
+    with opened(engine, _request(chosen, **options), teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = ledger.Lane(job.model, job.revision)
-        listed = lister.list(lambda _: dispatch.top_up(engine, app, lane, chosen.lease_s))
-        dispatch.top_up(engine, app, lane, chosen.lease_s)
+
+        def top_up(_: int = 0) -> None:
+            dispatch.top_up(engine, app, lane, chosen.lease_s)
+
+        listed = lister.list(top_up)
+        top_up()
         for line in report.listing_notes(job, lister.listing, listed=listed):
             _talk(line)
-    click.echo(job.id)
-    return _wait(engine, job.id, console) if waits else OK
+        click.echo(job.id)
+        # a listing that another process leaves unfinished is taken over
+        return _wait(engine, job.id, teller, lambda: lister.list(top_up)) if waits else OK
 
 
 @cli.command()
@@ -185,23 +191,23 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(job: str | None, watch: bool, form: str) -> int:
     """Show how far a job is (the latest, if none is named), and its workers."""
-    engine = _database(settings.load())
+    engine = db.ready(settings.load().database_url)
     job_id = jobs.find_job(engine, job)
+    teller = Teller(Console(stderr=True))
     while True:
-        progress = queries.progress(engine, job_id)
-        reasons = queries.failures_by_reason(engine, job_id)
-        serving = [
-            worker for worker in fleet.workers(engine, seen_within_s=LIVE_S)
-            if (worker.model, worker.revision) == (progress.model, progress.revision)
-            and (worker.state is not WorkerState.STOPPED or worker.notice)
-        ]  # fmt: skip
+        now = (
+            insist(lambda: job_status.gather(engine, job_id), teller.away)
+            if watch
+            else job_status.gather(engine, job_id)
+        )
+        teller.back()
         if watch and form == "table" and sys.stdout.isatty():
             click.clear()
         if form == "json":
-            click.echo(json.dumps(report.status_record(progress, reasons, serving)))
+            click.echo(json.dumps(job_status.record(now)))
         else:
-            click.echo("\n".join(report.status_lines(progress, reasons, serving)))
-        if not watch or progress.state in ("finished", "cancelled"):
+            click.echo("\n".join(job_status.lines(now)))
+        if not watch or now.progress.state in (JobState.FINISHED, JobState.CANCELLED):
             return OK
         time.sleep(2)
 
@@ -210,14 +216,22 @@ def status(job: str | None, watch: bool, form: str) -> int:
 @click.argument("job", required=False)
 def wait(job: str | None) -> int:
     """Wait until a job is finished; exits with 3 when more photos failed than --max-failed allowed."""
-    engine = _database(settings.load())
-    return _wait(engine, jobs.find_job(engine, job), Console(stderr=True))
+    engine = db.ready(settings.load().database_url)
+    return _wait(engine, jobs.find_job(engine, job), Teller(Console(stderr=True)))
 
 
-def _wait(engine: Engine, job_id: int, console: Console) -> int:
+def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], object] | None = None) -> int:
+    looked = time.monotonic()
+
+    def check(progress: Progress) -> None:
+        nonlocal looked
+        if list_anew is not None and not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:
+            list_anew()  # which does nothing while the process that lists the job lives
+            looked = time.monotonic()
+
     try:
-        with display(console) as show:
-            progress = Watch(engine, job_id, console).until_done(show)
+        with display(teller.console) as show:
+            progress = Watch(engine, job_id, teller).until_done(show, check)
     except Interrupted:
         _talk(f"no longer waiting; job {job_id} goes on with its workers")
         raise
@@ -225,34 +239,12 @@ def _wait(engine: Engine, job_id: int, console: Console) -> int:
     return exit_status(progress)
 
 
-def exit_status(progress: Progress) -> int:
-    """0, or 3 when more failed than is allowed."""
-    return OK if progress.tolerated else HAS_FAILURES
-
-
-@cli.command()
-def recover() -> int:
-    """Send again whatever was lost; safe at any time."""
-    from worker import dispatch
-    from worker.app import app
-
-    chosen = settings.load()
-    engine = _database(chosen)
-    dispatch.check_broker(app)
-    number = backlog.recover(engine)
-    for lane in backlog.lanes(engine):
-        dispatch.top_up(engine, app, lane, chosen.lease_s)
-    jobs.finish_done_jobs(engine)
-    _talk(f"{report.count(number, 'chunk')} queued again")
-    return OK
-
-
 @cli.command()
 @click.argument("job", required=False)
 @click.option("--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table", show_default=True)
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
-    engine = _database(settings.load())
+    engine = db.ready(settings.load().database_url)
     report.write_failures(queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
@@ -282,7 +274,7 @@ def results(
 
     if answers:
         raise UsageError("--answers is not there yet: this version scores, and does not answer questions")
-    engine = _database(settings.load())
+    engine = db.ready(settings.load().database_url)
     if under is not None:
         under = sources.prefix_of(under)
     wanted = queries.Wanted(
@@ -310,6 +302,10 @@ def _opened_output(path: Path | None) -> Iterator[IO[str]]:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
+for command in (steer.pause, steer.resume, steer.cancel, steer.retry, steer.prune, steer.recover):
+    cli.add_command(command)
+
+
 @cli.group("db")
 def database() -> None:
     """The database's schema."""
@@ -330,12 +326,6 @@ def upgrade() -> int:
 def check() -> int:
     """Tell whether the database can be reached and has this program's schema."""
     chosen = settings.load()
-    engine = _database(chosen)
+    engine = db.ready(chosen.database_url)
     _talk(f"{db.shown(engine.url)} has schema {db.SCHEMA}")
     return OK
-
-
-def _database(chosen: Settings) -> Engine:
-    engine = db.connect(chosen.database_url)
-    db.check_schema(engine)
-    return engine

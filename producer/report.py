@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import IO
 
-from models.fleet import WorkerInfo
 from models.jobs import OpenedJob
 from models.queries import Failure, Progress, Result
-from models.states import Reason, WorkerState
+from models.states import JobState, Reason
 from worker.checkpoint import DEMO
 from worker.files import path_of
 from worker.procedure import WORDS, score_of
@@ -106,6 +105,15 @@ def per_second(rate: float) -> str:
     return f"{rate:.0f} a second" if rate >= 10 else f"{rate:.2g} a second"
 
 
+def duration(seconds: float) -> str:
+    """A length of time in the units that people use for it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def count(number: int, noun: str) -> str:
     """1 photo, 2 photos."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -120,8 +128,10 @@ def counts(progress: Progress) -> str:
         parts.append(f"{progress.skipped_failed:,} skipped (failed before, unchanged)")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
-    if left := progress.queued + progress.running:
-        parts.append(f"{left:,} left")
+    if progress.cancelled:
+        parts.append(f"{progress.cancelled:,} cancelled")
+    if progress.left:
+        parts.append(f"{progress.left:,} left")
     return f"{count(progress.listed, 'photo')}: {', '.join(parts)}"
 
 
@@ -152,70 +162,12 @@ def summary(
         yield f"note: {DEMO_NOTE}"
 
 
-def status_record(progress: Progress, reasons: dict[Reason, int], workers: list[WorkerInfo]) -> dict[str, object]:
-    """A job's status as JSON has it."""
-    return {
-        "job": progress.job,
-        "name": progress.name,
-        "state": str(progress.state),
-        "model": progress.model,
-        "revision": progress.revision,
-        "procedure": progress.procedure,
-        "listing_complete": progress.is_listed,
-        "listed": progress.listed,
-        "skipped": progress.skipped,
-        "skipped_failed": progress.skipped_failed,
-        "queued": progress.queued,
-        "running": progress.running,
-        "scored": progress.scored,
-        "failed": progress.failed,
-        "failed_by_reason": {str(reason): number for reason, number in reasons.items()},
-        "created_at": utc(progress.created_at),
-        "finished_at": None if progress.finished_at is None else utc(progress.finished_at),
-        "workers": [
-            {
-                "worker": worker.owner,
-                "state": str(worker.state),
-                "model": worker.model,
-                "revision": worker.revision,
-                "device": worker.device,
-                "dtype": worker.dtype,
-                "notice": worker.notice,
-                "seen_s_ago": round(worker.quiet_s, 1),
-            }
-            for worker in workers
-        ],
-    }
-
-
-def status_lines(progress: Progress, reasons: dict[Reason, int], workers: list[WorkerInfo]) -> Iterator[str]:
-    """A job's status as people read it."""
-    name = f" ({progress.name})" if progress.name else ""
-    listing = "" if progress.is_listed else ", listing not complete"
-    yield f"job {progress.job}{name}: {progress.state}{listing}"
-    yield f"  model     {progress.model} at {progress.revision}"
-    for label, number in (
-        ("listed", progress.listed), ("skipped", progress.skipped + progress.skipped_failed),
-        ("queued", progress.queued), ("running", progress.running), ("scored", progress.scored),
-        ("failed", progress.failed),
-    ):  # fmt: skip
-        yield f"  {label:9} {number:,}"
-    for reason, number in reasons.items():
-        yield f"            {number:,} {reason}"
-    for worker in workers:
-        yield f"  worker    {worker.owner}: {worker.state} on {worker.device} in {worker.dtype}, {worker.model}"
-        if worker.notice:
-            yield f"            {worker.notice}"
-    if not progress.is_listed and progress.state == "active":
-        yield "  the listing is under way or was interrupted; the same command takes it up again"
-    if progress.queued and not any(worker.state is WorkerState.READY for worker in workers):
-        yield f"  no worker serves this job; {how_to_serve(progress)}"
-
-
 def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator[str]:
     """What a listing passed over, and what was not listed anew."""
     if not listed and not job.is_new:
         yield f"job {job.id} is there already" + ("" if job.is_listed else ", and another process lists it")
+    if job.state is JobState.CANCELLED:
+        yield f"job {job.id} was cancelled; choose another --name to submit its photos again"
     if listing.ignored:
         kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
         yield f"passed over files that are no photos by their names: {kinds}"
@@ -223,10 +175,3 @@ def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator
         yield f"could not list {problem}"
     if (more := len(listing.unreadable) - 5) > 0:
         yield f"could not list {more} further folders"
-
-
-def how_to_serve(progress: Progress) -> str:
-    """What starts a worker for a job."""
-    if progress.private:
-        return "run the same `qsit score` again"
-    return f"start one: qsit worker --model {progress.model} --root FOLDER"

@@ -2,26 +2,24 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from rich.console import Console
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, jobs, queries
-from models.errors import SchemaMismatch
+from models.errors import DatabaseUnavailable, SchemaMismatch
 from models.ledger import Lane
 from models.queries import Progress, Wanted
 from producer import report
+from producer.exits import exit_status
 from producer.interrupts import Interrupted
 from producer.local import LocalRun, local_run
 from producer.submit import Lister, Request, opened
-from producer.watch import Watch, display
+from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from worker import dispatch
 from worker.app import app
 from worker.settings import Settings
-
-LISTER_CHECK_S = 5.0
-"""How often to look whether a job that another process lists has lost it."""
 
 SHOWN = 3
 """Worst and best photos in the summary."""
@@ -29,7 +27,7 @@ SHOWN = 3
 
 def score(chosen: Settings, request: Request, console: Console) -> int:
     """
-    Score the photos of a request, and tell how it went. The exit status: 0, or 3 when more failed than allowed.
+    Score the photos of a request, and tell how it went. Returns the exit status.
 
     Raises:
         QsitError: when it could not run; what is done is kept.
@@ -40,17 +38,18 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
     if not private:
         dispatch.check_broker(app)
     backlog.free_the_dead(engine)
-    with opened(engine, request, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
+    teller = Teller(console)
+    with opened(engine, request, teller.away, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
         scored_before = queries.progress(engine, lister.job.id).scored
         try:
-            progress = _work(engine, chosen, lister, console, private=private)
+            progress = _work(engine, chosen, lister, console, teller, private=private)
         except Interrupted:
             _say_how_to_go_on(engine, lister, console)
             raise
     seconds = time.monotonic() - began
     for line in _summary(engine, chosen, progress, progress.scored - scored_before, seconds):
         _say(console, line)
-    return 0 if progress.tolerated else 3
+    return exit_status(progress)
 
 
 def _own_database(chosen: Settings) -> Engine:
@@ -67,7 +66,9 @@ def _own_database(chosen: Settings) -> Engine:
     return engine
 
 
-def _work(engine: Engine, chosen: Settings, lister: Lister, console: Console, *, private: bool) -> Progress:
+def _work(
+    engine: Engine, chosen: Settings, lister: Lister, console: Console, teller: Teller, *, private: bool
+) -> Progress:
     """List, and wait until the job is done; the private worker starts with the first photo to score."""
     job = lister.job
     lane = Lane(job.model, job.revision, fleet.identity(), job.id) if private else Lane(job.model, job.revision)
@@ -105,7 +106,7 @@ def _work(engine: Engine, chosen: Settings, lister: Lister, console: Console, *,
             progress = queries.progress(engine, job.id)
             if progress.queued + progress.running or not progress.is_listed:
                 work_begins()
-            return Watch(engine, job.id, console, lane.broker).until_done(show, check)
+            return Watch(engine, job.id, teller, lane.broker).until_done(show, check)
         except Interrupted:
             if run is not None:
                 _say(console, "handing back what is in work; interrupt again to stop at once")
@@ -117,8 +118,10 @@ def _say(console: Console, line: str) -> None:
 
 
 def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
-    progress = queries.progress(engine, lister.job.id)
-    _say(console, f"interrupted: {report.counts(progress)}; nothing is lost, run the same command again to go on")
+    done = ""
+    with suppress(DatabaseUnavailable):
+        done = f"{report.counts(queries.progress(engine, lister.job.id))}; "
+    _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
 
 
 def _summary(engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float) -> Iterator[str]:

@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Engine
 
 from models import jobs
-from models.errors import SourceError, UsageError
+from models.errors import DatabaseUnavailable, SourceError, UsageError
 from models.jobs import JobSpec, OpenedJob
+from models.patience import insist
 from producer.lists import ListFile, opened_list
 from producer.report import count
 from worker import checkpoint
@@ -43,11 +45,17 @@ class Request:
 
 @contextmanager
 def opened(
-    engine: Engine, request: Request, *, private: bool = False, endpoint_url: str | None = None
+    engine: Engine,
+    request: Request,
+    away: Callable[[DatabaseUnavailable], None],
+    *,
+    private: bool = False,
+    endpoint_url: str | None = None,
 ) -> Iterator["Lister"]:
     """
     Open the job of a request: a new one, or the unfinished one that the same command made.
 
+    away: is told when the database goes away while the sources are listed, and is waited for.
     endpoint_url: of the S3-compatible server that has the sources, AWS if None.
 
     Raises:
@@ -73,20 +81,27 @@ def opened(
             max_failed=request.max_failed,
             private=private,
         )
-        yield Lister(engine, request, jobs.open_job(engine, spec), listing, list_file)
+        yield Lister(engine, request, jobs.open_job(engine, spec), listing, list_file, away)
 
 
 class Lister:
     """Writes the images of a request's sources into its job."""
 
     def __init__(
-        self, engine: Engine, request: Request, job: OpenedJob, listing: Listing, list_file: ListFile | None
+        self,
+        engine: Engine,
+        request: Request,
+        job: OpenedJob,
+        listing: Listing,
+        list_file: ListFile | None,
+        away: Callable[[DatabaseUnavailable], None],
     ) -> None:
         self.job = job
         self.listing = listing
         self._engine = engine
         self._request = request
         self._list_file = list_file
+        self._away = away
 
     def roots(self) -> list[str]:
         """What a worker of this job must be allowed to read."""
@@ -109,19 +124,20 @@ class Lister:
         try:
             found = self._found()
             while batch := list(islice(found, BATCH)):
-                added = jobs.add_images(self._engine, self.job.id, batch)
+                added = insist(partial(jobs.add_images, self._engine, self.job.id, batch), self._away)
                 listed += len(batch)
                 if added.too_long:
                     words = f"{count(added.too_long, 'photo')}: the URI is longer than {jobs.MAX_URI_BYTES:,} bytes"
                     self.listing.unreadable.append(words)
-                after_batch(added.queued)
+                insist(partial(after_batch, added.queued), self._away)
             if not listed:
                 raise SourceError(f"no photos found in {_shortened(self._request)}{self._hint()}")
         except BaseException:
-            jobs.drop_empty(self._engine, self.job.id)
-            jobs.give_up_listing(self._engine, self.job.id)
+            with suppress(DatabaseUnavailable):  # then it is given up by ending
+                jobs.drop_empty(self._engine, self.job.id)
+                jobs.give_up_listing(self._engine, self.job.id)
             raise
-        jobs.end_listing(self._engine, self.job.id)
+        insist(lambda: jobs.end_listing(self._engine, self.job.id), self._away)
         return True
 
     def _found(self) -> Iterator[Found]:

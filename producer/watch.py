@@ -8,69 +8,103 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from sqlalchemy import Engine
 
-from models import fleet, queries
+from models import queries
+from models.errors import DatabaseUnavailable
+from models.patience import insist
 from models.queries import Progress as JobProgress
-from models.states import JobState, WorkerState
-from producer.report import how_to_serve, per_second
+from models.states import JobState
+from producer import status
+from producer.report import duration, per_second
 
 POLL_S = 0.25
+NEWS_S = 2.0
+LISTER_CHECK_S = 5.0
+"""How often to look whether a job that another process lists has lost it."""
 PLAIN_LINES_S = 10.0
 RATE_S = 30.0
-LIVE_S = 60.0
-"""A worker seen within this time is taken to live."""
 
 Show = Callable[[JobProgress], None]
 
 
-class Watch:
-    """Follows a job; tells once what each of its workers has to say."""
+class Teller:
+    """Says what is new: each thing once, and again when it comes back."""
 
-    def __init__(self, engine: Engine, job_id: int, console: Console, broker: str = "") -> None:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._current: set[str] = set()
+        self._is_away = False
+
+    def news(self, lines: dict[str, str]) -> None:
+        """Say the lines whose keys were not among the last."""
+        for key, line in lines.items():
+            if key not in self._current:
+                self._say(line)
+        self._current = set(lines)
+
+    def away(self, error: DatabaseUnavailable) -> None:
+        """Say that the database is waited for."""
+        if not self._is_away:
+            self._say(f"{error}; waiting until it answers")
+        self._is_away = True
+
+    def back(self) -> None:
+        """The database answers."""
+        self._is_away = False
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Watch:
+    """Follows a job; tells once what holds it up, and what each of its workers has to say."""
+
+    def __init__(self, engine: Engine, job_id: int, teller: Teller, broker: str = "") -> None:
         self._engine = engine
         self._job_id = job_id
-        self._console = console
         self._broker = broker
-        self._told: set[str] = set()
-        self._since = time.monotonic()
+        self._teller = teller
+        self._news_at = time.monotonic() + NEWS_S
 
     def until_done(self, show: Show, check: Show = lambda _: None) -> JobProgress:
         """
-        Wait until the job is finished or cancelled.
+        Wait until the job is finished or cancelled; and for the database, while it is away.
 
         check: called now and then; what it raises ends the waiting.
         """
         while True:
-            progress = queries.progress(self._engine, self._job_id)
-            show(progress)
+            progress = insist(lambda: self._look(show, check), self._teller.away)
             if progress.state in (JobState.FINISHED, JobState.CANCELLED):
                 return progress
-            self._tell_news(progress)
-            check(progress)
             time.sleep(POLL_S)
 
-    def _tell_news(self, progress: JobProgress) -> None:
-        workers = fleet.workers(self._engine, broker=self._broker, seen_within_s=LIVE_S)
-        serving = [
-            worker
-            for worker in workers
-            if (worker.model, worker.revision) == (progress.model, progress.revision)
-            and worker.state is not WorkerState.STOPPED
-        ]
-        for worker in serving:
+    def _look(self, show: Show, check: Show) -> JobProgress:
+        progress = queries.progress(self._engine, self._job_id)
+        self._teller.back()
+        show(progress)
+        if progress.state in (JobState.FINISHED, JobState.CANCELLED):
+            return progress
+        if time.monotonic() >= self._news_at:
+            self._tell_news()
+            self._news_at = time.monotonic() + NEWS_S
+        check(progress)
+        return progress
+
+    def _tell_news(self) -> None:
+        now = status.gather(self._engine, self._job_id)
+        lines = {}
+        for worker in now.serving:
+            if worker.broker != self._broker:
+                continue
             if worker.load_s is not None and self._broker:
-                self._tell(
+                lines[worker.owner] = (
                     f"model {worker.model} at revision {worker.revision} loaded on {worker.device} "
                     f"in {worker.dtype}, in {worker.load_s:.1f} s"
                 )
             if worker.notice:
-                self._tell(worker.notice)
-        if not serving and not self._broker and time.monotonic() - self._since > 2:
-            self._tell(f"no worker serves this model yet; {how_to_serve(progress)}")
-
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+                lines[worker.notice] = worker.notice
+        if not self._broker or now.progress.state == JobState.PAUSED:  # a worker of its own is on its way
+            lines |= {key: f"job {self._job_id}: {words}" for key, words in status.obstacles(now)}
+        self._teller.news(lines)
 
 
 @contextmanager
@@ -112,7 +146,7 @@ class _Rate:
             rate = (done - already) / (now - began)
             words.append(per_second(rate))
             if progress.is_listed:
-                words.append(f"{_duration((progress.to_do - done) / rate)} left")
+                words.append(f"{duration((progress.to_do - done) / rate)} left")
         return ", ".join(words)
 
 
@@ -128,11 +162,3 @@ def _plain_lines(console: Console, rate: _Rate) -> Show:
             console.print(f"{done:,} of {progress.to_do:,} done, {words}", markup=False, highlight=False)
 
     return show
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

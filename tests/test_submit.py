@@ -9,13 +9,18 @@ import pytest
 from sqlalchemy import Engine
 
 from models import db, queries
-from models.errors import SourceError, UsageError
+from models.errors import DatabaseUnavailable, SourceError, UsageError
 from producer.submit import Request, opened
 from tests.programs import make_photos
 
 
+def gone(error: DatabaseUnavailable) -> None:
+    """A database that is away in these tests does not come back."""
+    raise error
+
+
 def job_of(engine: Engine, request: Request) -> queries.Progress:
-    with opened(engine, request) as lister:
+    with opened(engine, request, gone) as lister:
         lister.list(lambda _: None)
         return queries.progress(engine, lister.job.id)
 
@@ -129,7 +134,7 @@ def test_an_interrupted_listing_is_taken_up_by_the_same_request(
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
-    with opened(engine, request) as lister, pytest.raises(KeyboardInterrupt):
+    with opened(engine, request, gone) as lister, pytest.raises(KeyboardInterrupt):
         lister.list(interrupt)
     half = queries.progress(engine, lister.job.id)
     assert (half.is_listed, half.listed) == (False, 2)
@@ -146,7 +151,7 @@ def test_roots_are_the_folders_named_and_one_for_a_list(engine: Engine, tmp_path
     lines.write_text(f"{first}/00000.png\n{second}/00000.png\n")
 
     request = Request((str(other), str(first / "00000.png")), files_from=str(lines), model="demo")
-    with opened(engine, request) as lister:
+    with opened(engine, request, gone) as lister:
         assert lister.roots() == [str(tmp_path / "a"), str(first), str(other)]
 
 
@@ -155,7 +160,7 @@ def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine:
     photos = make_photos(tmp_path / "photos", 2)
     make_photos(deep, 1)
 
-    with opened(engine, Request((str(photos), str(tmp_path)), model="demo")) as lister:
+    with opened(engine, Request((str(photos), str(tmp_path)), model="demo"), gone) as lister:
         lister.list(lambda _: None)
         progress = queries.progress(engine, lister.job.id)
 

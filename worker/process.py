@@ -7,15 +7,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 from celery import Celery
 from PIL import Image
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, ledger
-from models.errors import QsitError
+from models import backlog, db, fleet, ledger, steering
+from models.errors import DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
 from models.ledger import Claim, ClaimedItem, Known, Lane
+from models.patience import insist
 from models.states import UNKNOWN_VERSION, WorkerState
 from models.tables import Worker
 from worker import checkpoint, dispatch
@@ -29,6 +32,8 @@ log = logging.getLogger("qsit")
 
 PULSE_S = 5.0
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+T = TypeVar("T")
 
 
 def lane_of(settings: Settings, revision: str) -> Lane:
@@ -50,6 +55,8 @@ class Process:
         self.stopping = False
         self._claim: Claim | None = None
         self._lost = False
+        self._complaints: dict[str, str] = {}  # what does not work, and why
+        self._progress_at = time.monotonic()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -58,7 +65,7 @@ class Process:
             owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
             device=device, dtype=dtype, state=WorkerState.LOADING,
         )  # fmt: skip
-        fleet.announce(self.engine, self.row)
+        self.insist(lambda: fleet.announce(self.engine, self.row))
         began = time.monotonic()
         try:
             model = QSit.load(self.lane.model, device=device, dtype=dtype, revision=self.lane.revision)
@@ -79,7 +86,7 @@ class Process:
             self.lane.model, self.lane.revision, device, dtype, self.row.load_s,
         )  # fmt: skip
         self._standing_notice = self.row.notice
-        fleet.announce(self.engine, self.row)
+        self.insist(lambda: fleet.announce(self.engine, self.row))
         budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
         self.pipeline = Pipeline(model, dtype, budget, settings.loaders, probe, settings.decode_s)
@@ -98,12 +105,10 @@ class Process:
         """Read, decode and cut one photo, unless it turns out to have its score. Raises ImageError or WorkerFault."""
         with self._reader.opened(item.uri, item.version) as photo:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
-            if (
-                learnt is not None
-                and not claim.rescore
-                and ledger.has_score(self.engine, item.uri, learnt, claim.scorer_id)
-            ):
-                return Known(item.image_id, learnt)
+            if learnt is not None and not claim.rescore:
+                asked = partial(ledger.has_score, self.engine, item.uri, learnt, claim.scorer_id)
+                if self.insist(asked):
+                    return Known(item.image_id, learnt)
             data = photo.read()
         decoding()
         image = decode(data, max_pixels=self.settings.max_pixels, as_stored=claim.procedure == AS_STORED)
@@ -124,6 +129,35 @@ class Process:
             with self._lock:
                 self._claim = None
 
+    def let_go(self) -> None:
+        """Drop the chunk in hand: its job has been paused or cancelled."""
+        with self._lock:
+            self._lost = True
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """
+        What a call of the ledger returns; while the database is away, the worker says so once and waits.
+
+        Raises:
+            DatabaseUnavailable: when the database is away, and the worker is told to stop.
+        """
+        result = insist(call, self._away)
+        self._complaints.pop("insist", None)
+        self._progress_at = time.monotonic()
+        return result
+
+    def _away(self, error: DatabaseUnavailable) -> None:
+        if self.stopping:
+            raise error
+        self._progress_at = time.monotonic()
+        self._complain("insist", error)
+
+    def _complain(self, what: str, error: QsitError) -> None:
+        """Log what does not work, once for all that fail of it."""
+        if str(error) not in self._complaints.values():
+            log.error("%s; trying again until it works", error)
+        self._complaints[what] = str(error)
+
     def stop(self) -> None:
         """End soon: after the batch in hand. Called by a signal."""
         self.stopping = True
@@ -140,7 +174,7 @@ class Process:
             if notice != self._standing_notice:
                 log.error("%s", notice)
             self.row.notice = notice
-            fleet.say(self.engine, self.owner, notice=notice)
+            self.insist(lambda: fleet.say(self.engine, self.owner, notice=notice))
 
     def end(self) -> None:
         """Say goodbye."""
@@ -149,11 +183,11 @@ class Process:
 
     def _heartbeat(self, pause_s: float) -> None:
         while not self._stop.wait(pause_s):
-            with _logged_faults():
+            with self._faults_told("beat"):
                 self._beat()
         self.end()  # said at once, so that being killed while it ends is laid to no photo
         while True:
-            with _logged_faults():
+            with self._faults_told("beat"):
                 self._beat()
             time.sleep(pause_s)
 
@@ -161,10 +195,11 @@ class Process:
         """Recovery, completion, and topping up Redis."""
         while True:
             self._wake.clear()
-            with _logged_faults():
+            with self._faults_told("send"):
                 dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
-            with _logged_faults():
+            with self._faults_told("recover"):
                 backlog.free_the_dead(self.engine)
+                steering.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
 
@@ -177,16 +212,16 @@ class Process:
                 with self._lock:
                     self._lost = self._claim is claim
 
-
-@contextlib.contextmanager
-def _logged_faults() -> Iterator[None]:
-    """Whatever fails in a thread that must not end is logged, and tried again with its next round."""
-    try:
-        yield
-    except QsitError as error:
-        log.warning("%s", error)
-    except Exception:
-        log.exception("this should not happen; please report it")
+    @contextlib.contextmanager
+    def _faults_told(self, what: str) -> Iterator[None]:
+        """Whatever fails in a thread that must not end is logged, and tried again with its next round."""
+        try:
+            yield
+            self._complaints.pop(what, None)
+        except QsitError as error:
+            self._complain(what, error)
+        except Exception:
+            log.exception("this should not happen; please report it")
 
 
 _here: Process | None = None

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 from models import ledger
 from models.errors import LeaseLost, ProcessSpent, QsitError, WorkerFault
@@ -33,13 +34,15 @@ def score_chunk(chunk_id: int, uris: list[str]) -> None:
         os._exit(0)  # told to end by itself; the pool starts another process, and the ledger sends the chunk again
     try:
         with _sigterm_stops(here):
-            claim = ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
+            claim = here.insist(
+                lambda: ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
+            )
             here.top_up()
             if claim is not None:
                 _turn(here, claim)
                 here.top_up()
     except LeaseLost as lost:
-        log.warning("%s; another worker has it", lost)
+        log.warning("%s; another worker may have it", lost)
     except QsitError as error:
         log.error("%s", error)
 
@@ -67,19 +70,20 @@ def _turn(here: process.Process, claim: ledger.Claim) -> None:
     batches = here.pipeline.run(
         claim.items,
         lambda item, decoding: here.prepare(item, claim, decoding),
-        lambda image_ids, alone: ledger.start(here.engine, claim, image_ids, alone=alone),
+        lambda image_ids, alone: here.insist(lambda: ledger.start(here.engine, claim, image_ids, alone=alone)),
         turn_s=here.settings.turn_s,
         stopping=here.interrupted,
     )
     with here.holding(claim):
         try:
             for results in batches:
-                ledger.record(here.engine, claim, results, here.settings.lease_s)
+                if not here.insist(partial(ledger.record, here.engine, claim, results, here.settings.lease_s)):
+                    here.let_go()
                 here.say(None)
         except WorkerFault as fault:
             here.say(str(fault))
             is_spent = isinstance(fault, ProcessSpent)
             delay_s = 0.0 if is_spent else FAULT_DELAY_S
-    ledger.hand_back(here.engine, claim, delay_s=delay_s)
+        here.insist(lambda: ledger.hand_back(here.engine, claim, delay_s=delay_s))
     if is_spent:
         os._exit(1)  # the pool starts another process, which loads the model anew

@@ -1,0 +1,82 @@
+"""The commands that steer jobs which are there."""
+
+from datetime import timedelta
+
+import click
+from sqlalchemy import Engine
+
+from models import backlog, db, jobs, queries, steering
+from models.states import Reason
+from producer.report import count, counts
+from worker import settings
+
+
+@click.command()
+@click.argument("job", required=False)
+def pause(job: str | None) -> None:
+    """Send nothing more of a job; workers hand back what they hold after the batch in hand."""
+    engine, job_id = _job(job)
+    steering.pause(engine, job_id)
+    click.echo(f"job {job_id} is paused; to go on: qsit resume {job_id}", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+def resume(job: str | None) -> None:
+    """Let a paused job go on."""
+    engine, job_id = _job(job)
+    steering.resume(engine, job_id)
+    click.echo(f"job {job_id} goes on", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+def cancel(job: str | None) -> None:
+    """Do nothing more of a job, for good; scores that are there stay."""
+    engine, job_id = _job(job)
+    steering.cancel(engine, job_id)
+    click.echo(f"job {job_id} is cancelled; {counts(queries.progress(engine, job_id))}", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--reason", "reasons", multiple=True, type=click.Choice([str(reason) for reason in Reason]),
+              help="Only what failed for this reason; repeatable.")  # fmt: skip
+def retry(job: str | None, reasons: tuple[str, ...]) -> None:
+    """Try the failed photos of a job again."""
+    engine, job_id = _job(job)
+    number = steering.retry(engine, job_id, [Reason(reason) for reason in reasons])
+    how = "; run the same `qsit score` again" if number and queries.progress(engine, job_id).private else ""
+    click.echo(f"{count(number, 'photo')} of job {job_id} queued again{how}", err=True)
+
+
+@click.command()
+@click.option("--older-than", "days", type=click.FloatRange(min=0), default=30, show_default=True, metavar="DAYS",
+              help="Of jobs that ended so many days ago.")  # fmt: skip
+def prune(days: float) -> None:
+    """Remove what the ledger holds of old jobs. Scores, counts and failures stay."""
+    engine = db.ready(settings.load().database_url)
+    number = steering.prune(engine, timedelta(days=days))
+    click.echo(f"{count(number, 'row')} removed", err=True)
+
+
+@click.command()
+def recover() -> None:
+    """Send again whatever was lost; safe at any time."""
+    from worker import dispatch
+    from worker.app import app
+
+    chosen = settings.load()
+    engine = db.ready(chosen.database_url)
+    dispatch.check_broker(app)
+    number = backlog.recover(engine)
+    for lane in backlog.lanes(engine):
+        dispatch.top_up(engine, app, lane, chosen.lease_s)
+    steering.settle_cancelled(engine)
+    jobs.finish_done_jobs(engine)
+    click.echo(f"{count(number, 'chunk')} queued again", err=True)
+
+
+def _job(name_or_id: str | None) -> tuple[Engine, int]:
+    engine = db.ready(settings.load().database_url)
+    return engine, jobs.find_job(engine, name_or_id)
