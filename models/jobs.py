@@ -233,7 +233,8 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
         )
 
 
-_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
+_LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE", which the index cannot find
+_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state.in_(_LEFT))
 
 
 _DONE = and_(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)

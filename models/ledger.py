@@ -4,16 +4,35 @@ Every change is guarded by the state it starts from. A claim is a token and a de
 has lost the token writes nothing.
 """
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, or_, select, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import in_turn, now_s, reading, storable, writing
+from models.db import in_turn, now_s, one_of, reading, storable, writing
 from models.errors import LeaseLost
 from models.jobs import finish_if_done
 from models.register import learn
@@ -92,17 +111,22 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     """
     token = secrets.token_hex(16)
     with writing(engine) as connection:
-        lost = and_(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
-        if connection.execute(select(Chunk.id).where(lost)).scalar() is not None:
-            lose(connection, chunk_id)
+        lost = and_(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+        ours = and_(
+            Job.state == JobState.ACTIVE,
+            Scorer.model == lane.model,
+            Scorer.revision == lane.revision,
+            Job.private.is_(False) if lane.job_id is None else Job.id == lane.job_id,
+        )
         job = connection.execute(
-            select(Job.id, Job.scorer_id, Job.rescore, Job.private, Scorer.procedure)
+            select(Job.id, Job.scorer_id, Job.rescore, Scorer.procedure, lost.label("lost"), ours.label("ours"))
             .join(Chunk, Chunk.job_id == Job.id)
             .join(Scorer, Scorer.id == Job.scorer_id)
-            .where(Chunk.id == chunk_id, Job.state == JobState.ACTIVE)
-            .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
+            .where(Chunk.id == chunk_id)
         ).one_or_none()
-        if job is None or (job.private if lane.job_id is None else job.id != lane.job_id):
+        if job is not None and job.lost:
+            lose(connection, chunk_id)
+        if job is None or not job.ours:
             return None
         free = or_(
             Chunk.state == ChunkState.SENT,
@@ -115,16 +139,20 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
         )
         if taken.rowcount != 1:
             return None
-        if not job.rescore:
-            _settle(connection, chunk_id, job.scorer_id)
+        scored = exists().where(Score.image_id == Item.image_id, Score.scorer_id == job.scorer_id)
         rows = connection.execute(
-            select(Image.id, Image.uri, Image.version, Item.risk)
+            select(Image.id, Image.uri, Image.version, Item.risk, (false() if job.rescore else scored).label("scored"))
             .join(Item, Item.image_id == Image.id)
             .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
             .order_by(Image.id)
         ).all()
-    items = [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows]
-    return Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
+        claim = Claim(
+            chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token,
+            [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows if not row.scored],
+        )  # fmt: skip
+        if settled := _settle_scored(connection, claim, [row.id for row in rows if row.scored]):
+            connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(scored=Chunk.scored + settled))
+    return claim
 
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -138,7 +166,7 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
         _check_lease(connection, claim)
         connection.execute(
             update(Item)
-            .where(Item.job_id == claim.job_id, Item.image_id.in_(image_ids), Item.state == ItemState.QUEUED)
+            .where(_open_among(connection, claim, image_ids))
             .values(risk=Risk.ALONE if alone else Risk.IN_FLIGHT)
         )
 
@@ -163,14 +191,8 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
         real_ids = _register_learnt(connection, learnt)
         if scored:
             _write_scores(connection, claim, scored, real_ids)
-        count = _settle_items(connection, claim, [result.image_id for result in done], ItemState.SCORED)
-        for result in failed:
-            connection.execute(
-                update(Item)
-                .where(Item.job_id == claim.job_id, Item.image_id == result.image_id)
-                .values(reason=result.reason, message=storable(result.message)[:500])
-            )
-        failures = _settle_items(connection, claim, [result.image_id for result in failed], ItemState.FAILED)
+        count = _settle_scored(connection, claim, [result.image_id for result in done])
+        failures = _settle_failed(connection, claim, failed)
         connection.execute(
             update(Chunk)
             .where(Chunk.id == claim.chunk_id)
@@ -202,12 +224,12 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
     """
     with writing(engine) as connection:
         try:
-            _check_lease(connection, claim)
+            job_state = _check_lease(connection, claim)
         except LeaseLost:
             return
-        _calm(connection, and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED))
-        _release(connection, claim.chunk_id, delay_s)
-    finish_if_done(engine, claim.job_id)
+        left = _release(connection, claim.chunk_id, job_state, delay_s)
+    if left == ChunkState.DONE:
+        finish_if_done(engine, claim.job_id)
 
 
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
@@ -243,32 +265,47 @@ def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored]
         for result in scored
     ]  # fmt: skip
     rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(Score)
-    changed = {column: statement.excluded[column] for column in rows[0] if column not in ("image_id", "scorer_id")}
-    connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "scorer_id"], set_=changed), rows)
+    if connection.dialect.name == "postgresql":  # whose client takes rows one by one
+        _overwrite(connection, postgresql.insert(Score).from_select(list(rows[0]), _as_table(rows)))
+    else:
+        _overwrite(connection, sqlite.insert(Score), rows)
 
 
-def _settle_items(connection: Connection, claim: Claim, ids: Sequence[int], state: ItemState) -> int:
+def _as_table(rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
+    """Rows of scores as PostgreSQL selects them out of one parameter, of JSON."""
+    document = cast(literal(json.dumps(rows, default=datetime.isoformat)), JSON())
+    columns = [column(name, Score.__table__.c[name].type) for name in rows[0]]
+    return select(func.json_to_recordset(document).table_valued(*columns).render_derived(with_types=True))
+
+
+def _overwrite(connection: Connection, insert: Any, *rows: Sequence[Mapping[str, Any]]) -> None:
+    keys = ("image_id", "scorer_id")
+    changed = {
+        column.name: insert.excluded[column.name] for column in Score.__table__.columns if column.name not in keys
+    }
+    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), *rows)
+
+
+def _open_among(connection: Connection, claim: Claim, ids: Sequence[int]) -> ColumnElement[bool]:
+    return and_(Item.job_id == claim.job_id, one_of(connection, Item.image_id, ids), Item.state == ItemState.QUEUED)
+
+
+def _settle_scored(connection: Connection, claim: Claim, ids: Sequence[int]) -> int:
     if not ids:
+        return 0
+    settled = update(Item).where(_open_among(connection, claim, ids)).values(state=ItemState.SCORED, risk=Risk.NONE)
+    return connection.execute(settled).rowcount
+
+
+def _settle_failed(connection: Connection, claim: Claim, failed: Sequence[Failed]) -> int:
+    if not failed:
         return 0
     return connection.execute(
         update(Item)
-        .where(Item.job_id == claim.job_id, Item.image_id.in_(ids), Item.state == ItemState.QUEUED)
-        .values(state=state, risk=Risk.NONE)
+        .where(Item.job_id == claim.job_id, Item.image_id == bindparam("id"), Item.state == ItemState.QUEUED)
+        .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words")),
+        [{"id": result.image_id, "why": result.reason, "words": storable(result.message)[:500]} for result in failed],
     ).rowcount
-
-
-def _settle(connection: Connection, chunk_id: int, scorer_id: int) -> None:
-    """Items that another job has scored meanwhile are scored."""
-    has_score = exists().where(Score.image_id == Item.image_id, Score.scorer_id == scorer_id)
-    settled = connection.execute(
-        update(Item)
-        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, has_score)
-        .values(state=ItemState.SCORED, risk=Risk.NONE)
-    ).rowcount
-    if settled:
-        connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(scored=Chunk.scored + settled))
 
 
 def lose(connection: Connection, chunk_id: int) -> int:
@@ -276,13 +313,17 @@ def lose(connection: Connection, chunk_id: int) -> int:
     The worker that held a chunk is dead or out of touch. What it had in flight becomes suspect; what it ran alone
     has one more loss, and fails with the third.
     """
-    query = select(Chunk.id).where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
-    if connection.execute(query.with_for_update(skip_locked=True)).scalar() is None:
+    query = (
+        select(Job.state)
+        .join(Chunk, Chunk.job_id == Job.id)
+        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
+    )
+    job_state = connection.execute(query.with_for_update(of=Chunk, skip_locked=True)).scalar()
+    if job_state is None:
         return 0
     open_items = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
     if _was_told_to_end(connection, chunk_id):
-        _calm(connection, open_items)
-        _release(connection, chunk_id, 0.0)
+        _release(connection, chunk_id, job_state)
         return 1
     crashed = and_(open_items, Item.risk == Risk.ALONE, Item.losses + 1 >= LOSSES_TO_CRASHED)
     count = connection.execute(
@@ -302,7 +343,7 @@ def lose(connection: Connection, chunk_id: int) -> int:
         .values(risk=Risk.SUSPECT, losses=case((Item.risk == Risk.ALONE, Item.losses + 1), else_=Item.losses))
     )
     connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(failed=Chunk.failed + count))
-    _release(connection, chunk_id, 0.0)
+    _release(connection, chunk_id, job_state)
     return 1
 
 
@@ -313,27 +354,27 @@ def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-def _calm(connection: Connection, items: ColumnElement[bool]) -> None:
-    """Nothing of these items is in flight any more, and nothing is laid to them."""
-    connection.execute(update(Item).where(items, Item.risk == Risk.IN_FLIGHT).values(risk=Risk.NONE))
-    connection.execute(update(Item).where(items, Item.risk == Risk.ALONE).values(risk=Risk.SUSPECT))
-
-
-def _release(connection: Connection, chunk_id: int, delay_s: float) -> None:
-    cancelled = exists().where(Chunk.id == chunk_id, Job.id == Chunk.job_id, Job.state == JobState.CANCELLED)
+def _release(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
+    """
+    A leased chunk is queued again, or done. Nothing of it is in flight any more, and nothing more is laid to its
+    items: what ran alone does so again. The chunk's new state.
+    """
+    is_open = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+    if job_state == JobState.CANCELLED:
+        connection.execute(update(Item).where(is_open).values(state=ItemState.CANCELLED, risk=Risk.NONE))
     connection.execute(
         update(Item)
-        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, cancelled)
-        .values(state=ItemState.CANCELLED, risk=Risk.NONE)
+        .where(is_open, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
+        .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
     )
-    left = exists().where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-    connection.execute(
+    return connection.execute(
         update(Chunk)
         .where(Chunk.id == chunk_id)
         .values(
-            state=case((left, ChunkState.QUEUED), else_=ChunkState.DONE),
+            state=case((exists().where(is_open), ChunkState.QUEUED), else_=ChunkState.DONE),
             token=None,
             owner=None,
             until=now_s() + delay_s if delay_s else None,
         )
-    )
+        .returning(Chunk.state)
+    ).scalar_one()
