@@ -1,4 +1,4 @@
-"""What the ledger takes of a worker's time: every change of state of a chunk, and what each worker asks every few seconds.
+"""What the ledger takes of a worker's time: each change of state of a chunk, and what is asked every few seconds.
 
     python -m benchmarks.ledger sqlite|postgresql [--items N] [--chunk N] [--rounds N] [--folder DIR] [--seed N]
 
@@ -66,7 +66,7 @@ def make(engine: Engine, items: int, chunk: int) -> None:
     register.CHUNK_SIZE = chunk
     start = time.perf_counter()
     submit(engine.url.render_as_string(hide_password=False), items, "a library")
-    half = f"(SELECT id FROM chunks WHERE id % 2 = 0)"
+    half = "(SELECT id FROM chunks WHERE id % 2 = 0)"
     random_of = DIALECT[engine.dialect.name]["random"]
     with db.writing(engine) as connection:
         for statement in (
@@ -132,9 +132,7 @@ def claimed(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
     return claim
 
 
-def one_batch(
-    engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random
-) -> None:
+def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random) -> None:
     with clock.timing("start"):
         ledger.start(engine, claim, ids)
     results: list[Scored | Failed] = [

@@ -12,16 +12,16 @@ import platformdirs
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    ColumnElement,
     Connection,
+    Dialect,
     Engine,
     Float,
-    any_,
+    Text,
+    TypeDecorator,
     create_engine,
     event,
     func,
     inspect,
-    literal,
     select,
     text,
 )
@@ -29,9 +29,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
@@ -61,6 +61,38 @@ def _now_sqlite(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
 @compiles(now_s, "postgresql")
 def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+class Ids(TypeDecorator[Sequence[int]]):
+    """Many ids as one parameter, so that a statement is the same however many they are."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        kind = ARRAY(BigInteger) if dialect.name == "postgresql" else Text()
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> Any:
+        return value if dialect.name == "postgresql" else json.dumps(value)
+
+
+class one_of(FunctionElement[Any]):  # noqa: N801 -- reads like the SQL functions it stands beside
+    """Whether a column has one of `Ids`. Not typed as bool: for SQLite, that adds an `= 1` which hides the index."""
+
+    inherit_cache = True
+
+
+@compiles(one_of, "sqlite")
+def _one_of_sqlite(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
+    column, ids = map(compiler.process, element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 -- of names and placeholders
+
+
+@compiles(one_of, "postgresql")
+def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
+    column, ids = map(compiler.process, element.clauses)
+    return f"{column} = ANY ({ids})"
 
 
 def default_url() -> str:
@@ -171,13 +203,6 @@ def in_turn(connection: Connection, what: str) -> None:
     """Until the transaction ends, no other does the same; SQLite's write lock sees to that by itself."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"qsit.{what}"))))
-
-
-def one_of(connection: Connection, column: InstrumentedAttribute[int], ids: Sequence[int]) -> ColumnElement[bool]:
-    """Whether a column has one of many ids; they are one parameter, so that the statement is always the same."""
-    if connection.dialect.name == "postgresql":
-        return column == any_(literal(ids, ARRAY(BigInteger)))
-    return column.in_(select(func.json_each(json.dumps(ids)).table_valued("value").c.value))
 
 
 def analyse(engine: Engine, *tables: str) -> None:

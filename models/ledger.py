@@ -13,26 +13,24 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
-    ColumnElement,
     Connection,
     Engine,
-    Select,
+    Float,
+    Text,
     and_,
     bindparam,
     case,
     cast,
     column,
     exists,
-    false,
     func,
-    literal,
     or_,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import in_turn, now_s, one_of, reading, storable, writing
+from models.db import Ids, in_turn, now_s, one_of, reading, storable, writing
 from models.errors import LeaseLost
 from models.jobs import finish_if_done
 from models.register import learn
@@ -104,6 +102,37 @@ class Failed:
     message: str
 
 
+# Statements are made once, for making one takes longer than asking the database; what varies are their parameters.
+_THIS_CHUNK = Chunk.id == bindparam("chunk")
+_OPEN = Item.state == ItemState.QUEUED
+_OF_THIS_CHUNK = and_(Item.chunk_id == bindparam("chunk"), _OPEN)
+_AMONG_THESE = and_(Item.job_id == bindparam("job"), one_of(Item.image_id, bindparam("ids", type_=Ids())), _OPEN)
+_FROM_NOW = now_s() + bindparam("lease_s", type_=Float(53))
+
+_ABOUT_CHUNK = (
+    select(
+        Job.id, Job.scorer_id, Job.rescore, Job.private, Job.state, Scorer.model, Scorer.revision, Scorer.procedure,
+        and_(Chunk.state == ChunkState.LEASED, Chunk.until < now_s()).label("is_lost"),
+    )
+    .join(Chunk, Chunk.job_id == Job.id)
+    .join(Scorer, Scorer.id == Job.scorer_id)
+    .where(_THIS_CHUNK)
+)  # fmt: skip
+_RESTED = or_(Chunk.until.is_(None), Chunk.until < now_s())
+_TAKE = (
+    update(Chunk)
+    .where(_THIS_CHUNK, or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _RESTED)))
+    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
+)
+_HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
+_OPEN_ITEMS = (
+    select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
+    .join(Item, Item.image_id == Image.id)
+    .where(_OF_THIS_CHUNK)
+    .order_by(Image.id)
+)
+
+
 def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float) -> Claim | None:
     """
     Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
@@ -111,48 +140,34 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     """
     token = secrets.token_hex(16)
     with writing(engine) as connection:
-        lost = and_(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
-        ours = and_(
-            Job.state == JobState.ACTIVE,
-            Scorer.model == lane.model,
-            Scorer.revision == lane.revision,
-            Job.private.is_(False) if lane.job_id is None else Job.id == lane.job_id,
-        )
-        job = connection.execute(
-            select(Job.id, Job.scorer_id, Job.rescore, Scorer.procedure, lost.label("lost"), ours.label("ours"))
-            .join(Chunk, Chunk.job_id == Job.id)
-            .join(Scorer, Scorer.id == Job.scorer_id)
-            .where(Chunk.id == chunk_id)
-        ).one_or_none()
-        if job is not None and job.lost:
+        job = connection.execute(_ABOUT_CHUNK, {"chunk": chunk_id}).one_or_none()
+        if job is not None and job.is_lost:
             lose(connection, chunk_id)
-        if job is None or not job.ours:
+        if job is None or not _is_for(job, lane):
             return None
-        free = or_(
-            Chunk.state == ChunkState.SENT,
-            and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s())),
-        )
-        taken = connection.execute(
-            update(Chunk)
-            .where(Chunk.id == chunk_id, free)
-            .values(state=ChunkState.LEASED, token=token, owner=owner, until=now_s() + lease_s)
-        )
-        if taken.rowcount != 1:
+        lease = {"chunk": chunk_id, "new_token": token, "new_owner": owner, "lease_s": lease_s}
+        if connection.execute(_TAKE, lease).rowcount != 1:
             return None
-        scored = exists().where(Score.image_id == Item.image_id, Score.scorer_id == job.scorer_id)
-        rows = connection.execute(
-            select(Image.id, Image.uri, Image.version, Item.risk, (false() if job.rescore else scored).label("scored"))
-            .join(Item, Item.image_id == Image.id)
-            .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-            .order_by(Image.id)
-        ).all()
-        claim = Claim(
-            chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token,
-            [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows if not row.scored],
-        )  # fmt: skip
-        if settled := _settle_scored(connection, claim, [row.id for row in rows if row.scored]):
-            connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(scored=Chunk.scored + settled))
+        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": job.scorer_id}).all()
+        items = [
+            ClaimedItem(image_id, uri, version, bool(suspect))
+            for image_id, uri, version, suspect, has_score in rows
+            if job.rescore or not has_score
+        ]
+        claim = Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
+        if len(items) < len(rows):
+            settled = _settle_scored(connection, claim, [image_id for image_id, *_, has_score in rows if has_score])
+            _count(connection, claim, settled, 0, lease_s)
     return claim
+
+
+def _is_for(job: Any, lane: Lane) -> bool:
+    if job.state != JobState.ACTIVE or (job.model, job.revision) != (lane.model, lane.revision):
+        return False
+    return not job.private if lane.job_id is None else job.id == lane.job_id
+
+
+_START = update(Item).where(_AMONG_THESE).values(risk=bindparam("new_risk"))
 
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -164,11 +179,8 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
     """
     with writing(engine) as connection:
         _check_lease(connection, claim)
-        connection.execute(
-            update(Item)
-            .where(_open_among(connection, claim, image_ids))
-            .values(risk=Risk.ALONE if alone else Risk.IN_FLIGHT)
-        )
+        risk = Risk.ALONE if alone else Risk.IN_FLIGHT
+        connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 
 
 def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> bool:
@@ -193,11 +205,7 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
             _write_scores(connection, claim, scored, real_ids)
         count = _settle_scored(connection, claim, [result.image_id for result in done])
         failures = _settle_failed(connection, claim, failed)
-        connection.execute(
-            update(Chunk)
-            .where(Chunk.id == claim.chunk_id)
-            .values(scored=Chunk.scored + count, failed=Chunk.failed + failures, until=now_s() + lease_s)
-        )
+        _count(connection, claim, count, failures, lease_s)
     return job_state == JobState.ACTIVE
 
 
@@ -232,14 +240,17 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
         finish_if_done(engine, claim.job_id)
 
 
+_HELD_BY_ME = (
+    select(Job.state)
+    .join(Chunk, Chunk.job_id == Job.id)
+    .where(_THIS_CHUNK, Chunk.token == bindparam("token"), Chunk.state == ChunkState.LEASED)
+    .with_for_update(of=Chunk)
+)
+
+
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
     """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
-    query = (
-        select(Job.state)
-        .join(Chunk, Chunk.job_id == Job.id)
-        .where(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
-    )
-    job_state = connection.execute(query.with_for_update(of=Chunk)).scalar()
+    job_state = connection.execute(_HELD_BY_ME, {"chunk": claim.chunk_id, "token": claim.token}).scalar()
     if job_state is None:
         raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
     return JobState(job_state)
@@ -254,58 +265,73 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int
     return {row.id: real_ids[row.uri] for row in rows}
 
 
+def _overwriting(insert: Any) -> Any:
+    keys = ("image_id", "scorer_id")
+    changed = {each.name: insert.excluded[each.name] for each in Score.__table__.columns if each.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+_DOCUMENT = cast(bindparam("rows", type_=Text()), JSON())
+_COLUMNS = [column(each.name, each.type) for each in Score.__table__.columns]
+_ROWS = func.json_to_recordset(_DOCUMENT).table_valued(*_COLUMNS).render_derived(with_types=True)
+_WRITE = {
+    "sqlite": _overwriting(sqlite.insert(Score)),
+    # all rows in one parameter: its client would send them one by one
+    "postgresql": _overwriting(postgresql.insert(Score).from_select([each.name for each in _COLUMNS], select(_ROWS))),
+}
+
+
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
+    now = datetime.now(UTC)
     rows: list[dict[str, Any]] = [
         {
             "image_id": real_ids.get(result.image_id, result.image_id), "scorer_id": claim.scorer_id,
             "score": result.score,
             **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
-            "dtype": result.dtype, "job_id": claim.job_id, "scored_at": datetime.now(UTC),
+            "dtype": result.dtype, "job_id": claim.job_id, "scored_at": now,
         }
         for result in scored
     ]  # fmt: skip
     rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
-    if connection.dialect.name == "postgresql":  # whose client takes rows one by one
-        _overwrite(connection, postgresql.insert(Score).from_select(list(rows[0]), _as_table(rows)))
-    else:
-        _overwrite(connection, sqlite.insert(Score), rows)
+    kind = connection.dialect.name
+    connection.execute(
+        _WRITE[kind], {"rows": json.dumps(rows, default=datetime.isoformat)} if kind == "postgresql" else rows
+    )
 
 
-def _as_table(rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
-    """Rows of scores as PostgreSQL selects them out of one parameter, of JSON."""
-    document = cast(literal(json.dumps(rows, default=datetime.isoformat)), JSON())
-    columns = [column(name, Score.__table__.c[name].type) for name in rows[0]]
-    return select(func.json_to_recordset(document).table_valued(*columns).render_derived(with_types=True))
-
-
-def _overwrite(connection: Connection, insert: Any, *rows: Sequence[Mapping[str, Any]]) -> None:
-    keys = ("image_id", "scorer_id")
-    changed = {
-        column.name: insert.excluded[column.name] for column in Score.__table__.columns if column.name not in keys
-    }
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), *rows)
-
-
-def _open_among(connection: Connection, claim: Claim, ids: Sequence[int]) -> ColumnElement[bool]:
-    return and_(Item.job_id == claim.job_id, one_of(connection, Item.image_id, ids), Item.state == ItemState.QUEUED)
+_SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)
+_SETTLE_FAILED = (
+    update(Item)
+    .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), _OPEN)
+    .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words"))
+)
+_COUNT = (
+    update(Chunk)
+    .where(_THIS_CHUNK)
+    .values(scored=Chunk.scored + bindparam("more_scored"), failed=Chunk.failed + bindparam("more_failed"))
+    .values(until=_FROM_NOW)
+)
 
 
 def _settle_scored(connection: Connection, claim: Claim, ids: Sequence[int]) -> int:
-    if not ids:
-        return 0
-    settled = update(Item).where(_open_among(connection, claim, ids)).values(state=ItemState.SCORED, risk=Risk.NONE)
-    return connection.execute(settled).rowcount
+    return connection.execute(_SETTLE_SCORED, {"job": claim.job_id, "ids": ids}).rowcount if ids else 0
 
 
 def _settle_failed(connection: Connection, claim: Claim, failed: Sequence[Failed]) -> int:
-    if not failed:
-        return 0
-    return connection.execute(
-        update(Item)
-        .where(Item.job_id == claim.job_id, Item.image_id == bindparam("id"), Item.state == ItemState.QUEUED)
-        .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words")),
-        [{"id": result.image_id, "why": result.reason, "words": storable(result.message)[:500]} for result in failed],
-    ).rowcount
+    rows = [
+        {
+            "job": claim.job_id, "image": result.image_id,
+            "why": result.reason, "words": storable(result.message)[:500],
+        }
+        for result in failed
+    ]  # fmt: skip
+    return connection.execute(_SETTLE_FAILED, rows).rowcount if rows else 0
+
+
+def _count(connection: Connection, claim: Claim, scored: int, failed: int, lease_s: float) -> None:
+    """Add to the chunk's counts, and extend its lease."""
+    counts = {"more_scored": scored, "more_failed": failed}
+    connection.execute(_COUNT, {"chunk": claim.chunk_id, "lease_s": lease_s, **counts})
 
 
 def lose(connection: Connection, chunk_id: int) -> int:
@@ -354,27 +380,30 @@ def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
     return connection.execute(query).scalar() is not None
 
 
+_CANCEL = update(Item).where(_OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Risk.NONE)
+_CALM = (
+    update(Item)
+    .where(_OF_THIS_CHUNK, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
+    .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
+)
+_RELEASE = (
+    update(Chunk)
+    .where(_THIS_CHUNK)
+    .values(
+        state=case((exists().where(_OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
+        token=None,
+        owner=None,
+        until=now_s() + bindparam("delay_s", type_=Float(53)),
+    )
+    .returning(Chunk.state)
+)
+
+
 def _release(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
     """
     A leased chunk is queued again, or done. Nothing of it is in flight any more, and nothing more is laid to its
     items: what ran alone does so again. The chunk's new state.
     """
-    is_open = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-    if job_state == JobState.CANCELLED:
-        connection.execute(update(Item).where(is_open).values(state=ItemState.CANCELLED, risk=Risk.NONE))
-    connection.execute(
-        update(Item)
-        .where(is_open, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
-        .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
-    )
-    return connection.execute(
-        update(Chunk)
-        .where(Chunk.id == chunk_id)
-        .values(
-            state=case((exists().where(is_open), ChunkState.QUEUED), else_=ChunkState.DONE),
-            token=None,
-            owner=None,
-            until=now_s() + delay_s if delay_s else None,
-        )
-        .returning(Chunk.state)
-    ).scalar_one()
+    chunk = {"chunk": chunk_id}
+    connection.execute(_CANCEL if job_state == JobState.CANCELLED else _CALM, chunk)
+    return connection.execute(_RELEASE, {**chunk, "delay_s": delay_s or None}).scalar_one()
