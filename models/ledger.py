@@ -35,7 +35,7 @@ from models.errors import LeaseLost
 from models.jobs import finish_if_done
 from models.register import learn
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Utc, Worker
 
 LOSSES_TO_CRASHED = 3
 
@@ -271,32 +271,33 @@ def _overwriting(insert: Any) -> Any:
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
+_SAME = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
+_VARIES = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in _SAME]
 _DOCUMENT = cast(bindparam("rows", type_=Text()), JSON())
-_COLUMNS = [column(each.name, each.type) for each in Score.__table__.columns]
-_ROWS = func.json_to_recordset(_DOCUMENT).table_valued(*_COLUMNS).render_derived(with_types=True)
-_WRITE = {
-    "sqlite": _overwriting(sqlite.insert(Score)),
-    # all rows in one parameter: its client would send them one by one
-    "postgresql": _overwriting(postgresql.insert(Score).from_select([each.name for each in _COLUMNS], select(_ROWS))),
-}
+_ROWS = select(
+    func.json_to_recordset(_DOCUMENT).table_valued(*_VARIES).render_derived(with_types=True), *_SAME.values()
+)
+_WRITE_EACH = _overwriting(sqlite.insert(Score))
+_WRITE_ALL = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in _VARIES), *_SAME], _ROWS))
 
 
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
-    now = datetime.now(UTC)
     rows: list[dict[str, Any]] = [
         {
-            "image_id": real_ids.get(result.image_id, result.image_id), "scorer_id": claim.scorer_id,
-            "score": result.score,
+            "image_id": real_ids.get(result.image_id, result.image_id), "score": result.score,
             **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
-            "dtype": result.dtype, "job_id": claim.job_id, "scored_at": now,
+            "dtype": result.dtype,
         }
         for result in scored
     ]  # fmt: skip
     rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
-    kind = connection.dialect.name
-    connection.execute(
-        _WRITE[kind], {"rows": json.dumps(rows, default=datetime.isoformat)} if kind == "postgresql" else rows
-    )
+    now = datetime.now(UTC)
+    if connection.dialect.name == "postgresql":  # whose client would send them one by one
+        same = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}
+        connection.execute(_WRITE_ALL, {"rows": json.dumps(rows), **same})
+    else:
+        same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": now}
+        connection.execute(_WRITE_EACH, [row | same for row in rows])
 
 
 _SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)
