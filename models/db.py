@@ -130,9 +130,12 @@ def shown(url: URL) -> str:
     return url.difference_update_query(["password"]).render_as_string()
 
 
-def connect(url: str, *, create: bool = False) -> Engine:
+def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engine:
     """
     An engine for the ledger. Connects lazily, but a SQLite file that is not there is refused unless `create`.
+
+    may_forget: waits for no disk of PostgreSQL's. Should its machine crash, what was written in the last second may be
+    gone, all that came after one moment; for a worker that is work to be done again. SQLite is always used so.
 
     Raises:
         DatabaseError: when the URL cannot be used, or there is no such file.
@@ -144,6 +147,8 @@ def connect(url: str, *, create: bool = False) -> Engine:
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)
+        if may_forget:
+            event.listen(engine, "connect", _postgresql_may_forget)
         return engine
     path = Path(parsed.database or "")
     if create:
@@ -164,6 +169,11 @@ def _postgresql_connected(connection: Any, _: object) -> None:
     # workers or compiles is never better, though old statistics may say so
     for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "max_parallel_workers_per_gather", "jit"):
         connection.execute(f"SET {setting} = 0")
+    connection.commit()
+
+
+def _postgresql_may_forget(connection: Any, _: object) -> None:
+    connection.execute("SET synchronous_commit = off")
     connection.commit()
 
 
