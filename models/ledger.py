@@ -282,15 +282,15 @@ _WRITE_ALL = _overwriting(postgresql.insert(Score).from_select([*(each.name for 
 
 
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
+    by_id = {real_ids.get(result.image_id, result.image_id): result for result in scored}
     rows: list[dict[str, Any]] = [
         {
-            "image_id": real_ids.get(result.image_id, result.image_id), "score": result.score,
+            "image_id": image_id, "score": result.score,
             **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
             "dtype": result.dtype,
         }
-        for result in scored
+        for image_id, result in sorted(by_id.items())  # in one order for all, or two could wait for each other
     ]  # fmt: skip
-    rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
     now = datetime.now(UTC)
     if connection.dialect.name == "postgresql":  # whose client would send them one by one
         same = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}

@@ -137,7 +137,7 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
     first = claim.items[0].image_id
 
     ledger.record(engine, claim, [good(first)], 60)
-    ledger.record(engine, claim, [good(first), Failed(first, Reason.CORRUPT, "no")], 60)
+    ledger.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
 
     progress = queries.progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
