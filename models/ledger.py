@@ -129,13 +129,16 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
     """
-    Note that items are in flight, so that a worker's death can be laid to them.
+    Note that items are in flight, so that a worker's death can be laid to them. What runs alone is in flight alone:
+    what was before it has come to an end, if without a result, by the worker's own fault.
 
     Raises:
         LeaseLost: when the chunk is another's by now.
     """
     with writing(engine) as connection:
         _check_lease(connection, claim)
+        if alone:
+            _calm(connection, and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED))
         connection.execute(
             update(Item)
             .where(Item.job_id == claim.job_id, Item.image_id.in_(image_ids), Item.state == ItemState.QUEUED)
