@@ -170,7 +170,7 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
         for result in failed:
             connection.execute(
                 update(Item)
-                .where(Item.job_id == claim.job_id, Item.image_id == result.image_id)
+                .where(Item.job_id == claim.job_id, Item.image_id == result.image_id, Item.state == ItemState.QUEUED)
                 .values(reason=result.reason, message=storable(result.message)[:500])
             )
         failures = _settle_items(connection, claim, [result.image_id for result in failed], ItemState.FAILED)

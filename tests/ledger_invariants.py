@@ -41,9 +41,7 @@ class Snapshot:
 
 def snapshot(engine: Engine) -> Snapshot:
     with reading(engine) as connection:
-        jobs, chunks, items, scores, images = (
-            connection.execute(statement).all() for statement in _EVERYTHING
-        )
+        jobs, chunks, items, scores, images = (connection.execute(statement).all() for statement in _EVERYTHING)
     return Snapshot(
         {row.id: row for row in jobs},
         {row.id: row for row in chunks},

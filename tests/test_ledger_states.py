@@ -24,10 +24,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from sqlalchemy import Engine, delete, text, update
+from sqlalchemy import Engine, delete, update
 
-from models import backlog, db, fleet, jobs, ledger, register, steering
-from models.db import reading, writing
+from models import backlog, fleet, jobs, ledger, register, steering
+from models.db import writing
 from models.errors import LeaseLost, UsageError
 from models.jobs import JobSpec
 from models.ledger import Failed, Known, Lane, Scored
@@ -140,6 +140,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """After every transaction: who has lost a lease by it, and whether all is as it ought to be."""
         seen[by] += 1
         before, self.now = self.now, ledger_invariants.snapshot(self.engine)
+        crashed = [key for key, item in self.now.items.items() if item.reason == Reason.CRASHED]
+        seen["an item crashed"] += len([key for key in crashed if before.items[key].state == ItemState.QUEUED])
         tokens = {chunk.token for chunk in self.now.chunks.values()}
         for token, holding in list(self.model.held.items()):
             if token not in tokens:
@@ -583,7 +585,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.check()
         assert killed or not self.is_done(holding.claim.job_id)
 
-    @rule(worker=workers, is_told=rarely)
+    @rule(worker=workers, is_told=st.booleans())
     def die(self, worker: int, is_told: bool) -> None:
         """A worker is killed, some while they end anyway: their photos have no part in it."""
         holding, owner = self.hands[worker], self.owners[worker]
