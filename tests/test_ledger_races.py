@@ -17,17 +17,18 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, event, text, update
+from sqlalchemy import Engine, event, func, select, text, update
 
 from models import backlog, db, fleet, jobs, ledger, register, steering
 from models.db import reading, writing
 from models.errors import LeaseLost, UsageError
 from models.ledger import Failed, Scored
-from models.states import ChunkState, JobState, Reason
-from models.tables import Chunk
+from models.states import ChunkState, ItemState, JobState, Reason
+from models.tables import Chunk, Item
 from tests import ledger_invariants
 from tests.ledger_invariants import ENDED
-from tests.test_jobs import LANE, SPEC, photos
+from tests.programs import until
+from tests.test_jobs import LANE, SPEC, listed, photos
 from tests.test_ledger import DEAD, HERE
 
 THREADS = 6
@@ -261,6 +262,53 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
     now = ledger_invariants.snapshot(noted)
     assert Counter(crowd.messages) == Counter([*now.chunks, *returned])
     assert {job.state for job in now.jobs.values()} == {JobState.FINISHED}
+
+
+WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
+    "send": lambda engine, job_id, ids: backlog.send(engine, LANE, ahead=2, lease_s=LEASE_S),
+    "unsend": lambda engine, job_id, ids: backlog.unsend(engine, ids[::-1]),
+    "recover": lambda engine, job_id, ids: backlog.recover(engine),
+    "pause": lambda engine, job_id, ids: steering.pause(engine, job_id),
+    "cancel": lambda engine, job_id, ids: steering.cancel(engine, job_id),
+    "retry": lambda engine, job_id, ids: steering.retry(engine, job_id),
+}
+
+
+@pytest.mark.parametrize("name", WITH_MANY_CHUNKS)
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) -> None:
+    """Chunks are locked in one order by all: two that lock many can then not wait for each other."""
+    job_id = listed(noted, photos(9))
+    with writing(noted) as connection:  # all were sent, the last first, and something of each failed
+        chunk_ids = list(connection.execute(select(Chunk.id).order_by(Chunk.id.desc())).scalars())
+        sent = {"state": ChunkState.SENT, "owner": "", "failed": 1}
+        for age, chunk_id in enumerate(chunk_ids):
+            connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(sent | {"until": float(age)}))
+        first = select(func.min(Item.image_id)).group_by(Item.chunk_id)
+        failure = {"state": ItemState.FAILED, "reason": Reason.CORRUPT, "message": "broken"}
+        connection.execute(update(Item).where(Item.image_id.in_(first)).values(failure))
+    one, *others = sorted(chunk_ids)
+    assert len(others) == 2
+    locked = select(Chunk.id).order_by(Chunk.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with writing(noted) as connection:
+            connection.execute(locked.where(Chunk.id == one).with_for_update())
+            done = pool.submit(WITH_MANY_CHUNKS[name], noted, job_id, sorted(chunk_ids))
+            until(lambda: waits(noted) or done.done())
+            assert not done.done(), "it does not wait for the chunk"
+
+            free = connection.execute(locked.where(Chunk.id.in_(others)).with_for_update(skip_locked=True))
+            assert free.scalars().all() == others
+        done.result()
+
+    everything_ends(noted)
+
+
+def waits(engine: Engine) -> bool:
+    """Whether any transaction waits for another one."""
+    with reading(engine) as connection:
+        return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar())
 
 
 def check_moves(engine: Engine, crowd: Crowd) -> None:
