@@ -1,6 +1,7 @@
 """What one worker process holds: its settings, the ledger, a loaded model, and the chunk it works on."""
 
 import contextlib
+import faulthandler
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, ledger, steering
-from models.errors import DatabaseUnavailable, QsitError
+from models.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
 from models.ledger import Claim, ClaimedItem, Known, Lane
 from models.patience import insist
@@ -31,6 +32,10 @@ from worker.sources import Reader
 log = logging.getLogger("qsit")
 
 PULSE_S = 5.0
+FROZEN_S = 300.0
+"""A process in which no thread has had its turn for so long is in a decoder that will not let go."""
+STALLED_S = 3600.0
+"""A process that has a chunk and got nothing done for so long waits for a device that will not answer."""
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 T = TypeVar("T")
@@ -56,8 +61,10 @@ class Process:
         self._claim: Claim | None = None
         self._lost = False
         self._complaints: dict[str, str] = {}  # what does not work, and why
+        self._notices: dict[str, str] = {}  # what `status` shows of that, by what it is about
         self._progress_at = time.monotonic()
         self._lock = threading.Lock()
+        self._saying = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
         dtype = settings.dtype or default_dtype(device)
@@ -98,7 +105,7 @@ class Process:
         )
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         pause_s = min(PULSE_S, settings.lease_s / 6)
-        for thread in (self._heartbeat, self._timer):
+        for thread in (self._heartbeat, self._timer, self._watchdog):
             threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
     def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> Ready | Known:
@@ -121,6 +128,7 @@ class Process:
     @contextlib.contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
         """Keep the claim's lease alive meanwhile."""
+        self._progress_at = time.monotonic()
         with self._lock:
             self._claim, self._lost = claim, False
         try:
@@ -167,14 +175,18 @@ class Process:
         """Whether the chunk in hand is to be dropped: the worker is stopping, or has lost its lease."""
         return self.stopping or self._lost
 
-    def say(self, notice: str | None) -> None:
-        """Tell log and `status`, once, what keeps this worker from working, or that nothing does."""
-        notice = notice or self._standing_notice
-        if notice != self.row.notice:
-            if notice != self._standing_notice:
+    def say(self, notice: str | None, about: str = "photos") -> None:
+        """Tell log and `status`, once, what keeps this worker from working, or that nothing of that kind does."""
+        with self._saying:
+            if notice is None:
+                self._notices.pop(about, None)
+            elif self._notices.get(about) != notice:
                 log.error("%s", notice)
-            self.row.notice = notice
-            self.insist(lambda: fleet.say(self.engine, self.owner, notice=notice))
+                self._notices[about] = notice
+            shown = "; ".join(self._notices.values()) or self._standing_notice
+            if shown != self.row.notice:
+                self.insist(lambda: fleet.say(self.engine, self.owner, notice=shown))
+                self.row.notice = shown
 
     def end(self) -> None:
         """Say goodbye."""
@@ -196,12 +208,29 @@ class Process:
         while True:
             self._wake.clear()
             with self._faults_told("send"):
-                dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+                self._send()
             with self._faults_told("recover"):
                 backlog.free_the_dead(self.engine)
                 steering.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
+
+    def _send(self) -> None:
+        try:
+            dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+        except BrokerUnavailable as error:
+            self.say(str(error), about="Redis")
+        else:
+            self.say(None, about="Redis")
+
+    def _watchdog(self, pause_s: float) -> None:
+        """See to it that a process that has come to a stand ends, and is replaced; needs no database for that."""
+        while True:
+            faulthandler.dump_traceback_later(FROZEN_S, exit=True, file=2)  # unless called again before
+            if self._claim is not None and time.monotonic() - self._progress_at > STALLED_S:
+                log.error("no batch came to an end for %.0f s; the process is replaced", STALLED_S)
+                os._exit(1)
+            time.sleep(pause_s)
 
     def _beat(self) -> None:
         with self._lock:
