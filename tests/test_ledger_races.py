@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, event, func, select, text, update
+from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from models import backlog, db, fleet, jobs, ledger, register, steering
 from models.db import reading, writing
@@ -186,8 +186,8 @@ class Member:
                 update(Chunk).where(Chunk.id == self.any_chunk_in(connection)).values(until=Chunk.until - 10 * LEASE_S)
             )
 
-    def any_chunk_in(self, connection: object) -> int:
-        return self.random.choice(connection.execute(text("SELECT id FROM chunks")).scalars().all())  # type: ignore[attr-defined]
+    def any_chunk_in(self, connection: Connection) -> int:
+        return self.random.choice(connection.execute(text("SELECT id FROM chunks")).scalars().all())
 
     def do_something(self) -> None:
         tasks: dict[Callable[[], object], int] = {
@@ -197,6 +197,7 @@ class Member:
             self.let_time_pass: 6,
             self.submit: 6,
             lambda: backlog.recover(self.engine): 3,
+            lambda: backlog.take_back_lost(self.engine, LANE, lease_s=LEASE_S): 2,
             lambda: backlog.free_the_dead(self.engine): 4,
             lambda: steering.settle_cancelled(self.engine): 3,
             lambda: jobs.finish_done_jobs(self.engine): 4,

@@ -8,7 +8,6 @@ LEDGER_EXAMPLES=5000 looks at so many examples, other ones each time.
 
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -38,9 +36,11 @@ from tests.ledger_invariants import ENDED, HELD, Snapshot
 from tests.ledger_model import Holding, JobModel, Model
 from tests.test_jobs import LANE, Photo
 
-LEASE_S = 1000.0
-LONG_S = 5000.0
+LEASE_S = 100_000.0
+LONG_S = 500_000.0
 """Longer than any lease, delay or listing."""
+SHORT_S = 25.0
+"""Shorter than any of them, and longer than a message is on its way."""
 WORKERS = 3  # the one in the middle is on another host
 MOST_JOBS = 4
 EXAMPLES = {"sqlite": 60, "postgresql": 20}
@@ -89,13 +89,8 @@ class Hosts:
         if far:
             return f"far:{next(self._number)}:1.00"
         process = subprocess.Popen(["sleep", "3600"])
-        began = Path(f"/proc/{process.pid}/stat")
-        started = (
-            began.read_text().rsplit(")", 1)[1].split()[19]
-            if began.exists()
-            else f"{psutil.Process(process.pid).create_time():.2f}"
-        )
-        owner = f"{socket.gethostname()}:{process.pid}:{started}"
+        host = fleet.identity().rsplit(":", 2)[0]
+        owner = f"{host}:{process.pid}:{fleet._started(process.pid)}"
         self._living[owner] = process
         return owner
 
@@ -294,21 +289,24 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(waiting) >= ahead or not [chunk for chunk in self.now.chunks.values() if self.is_ready(chunk)]
         return messages
 
-    def is_expired(self, chunk: object) -> bool:
-        return chunk.state in HELD and chunk.until < time.time()  # type: ignore[attr-defined]
+    def is_expired(self, chunk: Any) -> bool:
+        return chunk.state in HELD and chunk.until < time.time()
 
-    def is_ready(self, chunk: object) -> bool:
+    def is_ready(self, chunk: Any) -> bool:
         """Whether it is to be sent."""
-        job = self.model.jobs[chunk.job_id]  # type: ignore[attr-defined]
-        rests = chunk.until is not None and chunk.until > time.time()  # type: ignore[attr-defined]
-        return chunk.state == ChunkState.QUEUED and not rests and job.state == JobState.ACTIVE  # type: ignore[attr-defined]
+        job = self.model.jobs[chunk.job_id]
+        rests = chunk.until is not None and chunk.until > time.time()
+        return chunk.state == ChunkState.QUEUED and not rests and job.state == JobState.ACTIVE
 
     def is_done(self, job_id: int) -> bool:
         """Whether a job ought to be finished and is not."""
         job, chunks = self.model.jobs[job_id], self.now.of_job(job_id)
         return job.state == JobState.ACTIVE and job.is_listed and all(c.state == ChunkState.DONE for c in chunks)
 
-    @rule(what=st.sampled_from(["unsend", "recover", "free", "tidy", "finish", "settle"]), number=st.integers(1, 3))
+    @rule(
+        what=st.sampled_from(["unsend", "recover", "free", "tidy", "finish", "settle", "lost"]),
+        number=st.integers(1, 3),
+    )
     def timer(self, what: str, number: int) -> None:
         if what == "unsend":
             self.unsend(number)
@@ -320,6 +318,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self.tidy_up()
         elif what == "finish":
             self.finish_if_done(number)
+        elif what == "lost":
+            self.take_back_lost()
         else:
             self.settle_cancelled()
 
@@ -328,6 +328,14 @@ class LedgerMachine(RuleBasedStateMachine):
         backlog.unsend(self.engine, self.messages[-number:])
         self.look("unsend")
         self.check()
+
+    def take_back_lost(self) -> None:
+        """Nothing waits in Redis."""
+        backlog.take_back_lost(self.engine, LANE, lease_s=LEASE_S)
+        self.look("take back what was lost")
+        self.check()
+        latest = time.time() + LEASE_S - backlog.SETTLE_S
+        assert not [c for c in self.now.chunks.values() if c.state == ChunkState.SENT and c.until < latest]
 
     def recover(self) -> None:
         count = backlog.recover(self.engine)
@@ -505,7 +513,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         assert (claim is not None) == is_free, was
         if claim is not None:
-            assert (claim.chunk_id, claim.job_id) == (chunk_id, was.job_id)  # type: ignore[union-attr]
+            assert (claim.chunk_id, claim.job_id) == (chunk_id, was.job_id)
             self.hands[worker] = self.model.claim(claim, owner)
         self.check()
         return self.hands[worker]
@@ -646,11 +654,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 ledger.start(self.engine, claim, ids, alone=how == "alone")
         self.unchanged(f"late {how}")
 
-    @rule()
-    def time_passes(self) -> None:
+    @rule(is_long=st.booleans())
+    def wait(self, is_long: bool) -> None:
+        self.time_passes(LONG_S if is_long else SHORT_S)
+
+    def time_passes(self, seconds: float = LONG_S) -> None:
         with writing(self.engine) as connection:
-            connection.execute(update(Chunk).values(until=Chunk.until - LONG_S))
-            connection.execute(update(Job).values(lister_until=Job.lister_until - LONG_S))
+            connection.execute(update(Chunk).values(until=Chunk.until - seconds))
+            connection.execute(update(Job).values(lister_until=Job.lister_until - seconds))
         self.look("time passes")
         self.check()
 
