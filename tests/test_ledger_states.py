@@ -43,7 +43,7 @@ SHORT_S = 25.0
 """Shorter than any of them, and longer than a message is on its way."""
 WORKERS = 3  # the one in the middle is on another host
 MOST_JOBS = 4
-EXAMPLES = {"sqlite": 60, "postgresql": 20}
+EXAMPLES = {"sqlite": 40, "postgresql": 12}
 
 REASONS = (Reason.CORRUPT, Reason.MISSING, Reason.TIMEOUT)
 TABLES = (Score, Item, Chunk, Job, Scorer, Image, Worker)
