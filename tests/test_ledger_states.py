@@ -600,9 +600,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.look("die told to end" if is_told else "die")
         self.check()
 
-    @rule(worker=workers, pick=numbers, times=st.integers(1, 5), outcomes=outcomes)
-    def crash(self, worker: int, pick: int, times: int, outcomes: Sequence[str | Reason]) -> None:
-        """A photo kills who works on it, again and again."""
+    @rule(worker=workers, pick=numbers, times=st.integers(1, 5), outcomes=outcomes, is_told=rarely)
+    def crash(self, worker: int, pick: int, times: int, outcomes: Sequence[str | Reason], is_told: bool) -> None:
+        """A photo kills who works on it, again and again; or they were told to end anyway."""
         for _ in range(times):
             holding = self.hands[worker] or self.claim(worker, pick, False)
             for outcome in outcomes:
@@ -610,7 +610,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.record_next(holding, [outcome])
                 if holding is not None and (holding.waiting or holding.suspects) and not holding.awaited:
                     self.start_next(holding, 4)
-            self.die(worker, False)
+            self.die(worker, is_told)
             if worker == 1:
                 self.time_passes()
             self.recover()
