@@ -210,7 +210,13 @@ def free_the_dead(engine: Engine) -> int:
 
 
 def take_back(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Sent chunks become queued."""
-    return connection.execute(
-        update(Chunk).where(which).values(state=ChunkState.QUEUED, token=None, owner=None, until=None)
-    ).rowcount
+    """Sent chunks become queued. Their number."""
+    # locked in the order of their ids first, as everywhere, or two could wait for each other
+    chunk_ids = connection.execute(select(Chunk.id).where(which).order_by(Chunk.id).with_for_update()).scalars().all()
+    if chunk_ids:
+        connection.execute(
+            update(Chunk)
+            .where(Chunk.id.in_(chunk_ids))
+            .values(state=ChunkState.QUEUED, token=None, owner=None, until=None)
+        )
+    return len(chunk_ids)

@@ -172,13 +172,16 @@ _START = update(Item).where(_AMONG_THESE).values(risk=bindparam("new_risk"))
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
     """
-    Note that items are in flight, so that a worker's death can be laid to them.
+    Note that items are in flight, so that a worker's death can be laid to them. What runs alone is in flight alone:
+    what was before it has come to an end, if without a result, by the worker's own fault.
 
     Raises:
         LeaseLost: when the chunk is another's by now.
     """
     with writing(engine) as connection:
         _check_lease(connection, claim)
+        if alone:
+            connection.execute(_CALM, {"chunk": claim.chunk_id})
         risk = Risk.ALONE if alone else Risk.IN_FLIGHT
         connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 

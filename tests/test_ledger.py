@@ -326,6 +326,23 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
     assert queries.progress(engine, job_id).state is JobState.FINISHED
 
 
+def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine, owner=DEAD)
+    ledger.start(engine, claim, [item.image_id for item in claim.items])
+    backlog.free_the_dead(engine)
+
+    for _ in range(3):
+        claim = claimed(engine, owner=DEAD)
+        for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
+            ledger.start(engine, claim, [item.image_id], alone=True)
+        backlog.free_the_dead(engine)
+
+    (failure,) = queries.failures(engine, job_id)
+    assert (failure.uri, failure.reason) == (photos(2)[1].uri, Reason.CRASHED)
+    assert [item.uri for item in claimed(engine).items] == [photos(2)[0].uri]
+
+
 def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
     first = listed(engine, photos(3), replace(SPEC, key="a"))
     second = listed(engine, photos(4), replace(SPEC, key="b", priority=-1))

@@ -1,0 +1,171 @@
+"""What holds of a ledger between any two transactions, whatever is done to it: one function for each sentence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from models import queries
+from models.db import reading
+from models.ledger import LOSSES_TO_CRASHED
+from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
+from models.tables import Chunk, Image, Item, Job, Score
+
+HELD = (ChunkState.SENT, ChunkState.LEASED)
+ENDED = (JobState.FINISHED, JobState.CANCELLED)
+
+
+_EVERYTHING = [select(*table.__table__.columns) for table in (Job, Chunk, Item, Score, Image)]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a ledger holds at one moment."""
+
+    jobs: dict[int, Any]
+    chunks: dict[int, Any]
+    items: dict[tuple[int, int], Any]  # by job and image
+    scores: dict[tuple[int, int], Any]  # by image and scorer
+    images: dict[int, Any]
+
+    def of_chunk(self, chunk_id: int, state: ItemState | None = None) -> list[Any]:
+        """The items of a chunk that are there, of one state or of all."""
+        items = [item for item in self.items.values() if item.chunk_id == chunk_id]
+        return [item for item in items if state is None or item.state == state]
+
+    def of_job(self, job_id: int) -> list[Any]:
+        """The chunks of a job."""
+        return [chunk for chunk in self.chunks.values() if chunk.job_id == job_id]
+
+
+def snapshot(engine: Engine) -> Snapshot:
+    with reading(engine) as connection:
+        jobs, chunks, items, scores, images = (connection.execute(statement).all() for statement in _EVERYTHING)
+    return Snapshot(
+        {row.id: row for row in jobs},
+        {row.id: row for row in chunks},
+        {(row.job_id, row.image_id): row for row in items},
+        {(row.image_id, row.scorer_id): row for row in scores},
+        {row.id: row for row in images},
+    )
+
+
+def check(now: Snapshot) -> None:
+    """Passes when every invariant holds."""
+    for invariant in INVARIANTS:
+        invariant(now)
+
+
+def the_counters_of_a_chunk_count_its_items(now: Snapshot) -> None:
+    """What is scored or failed is counted once; of pruned items, the count alone is left."""
+    for chunk in now.chunks.values():
+        counts = {state: len(now.of_chunk(chunk.id, state)) for state in ItemState}
+        pruned = chunk.size - sum(counts.values())
+        assert pruned >= 0, chunk
+        assert counts[ItemState.FAILED] == chunk.failed, chunk
+        assert counts[ItemState.SCORED] <= chunk.scored <= counts[ItemState.SCORED] + pruned, chunk
+
+
+def an_item_is_in_a_chunk_of_its_own_job(now: Snapshot) -> None:
+    """And its state is one that exists."""
+    for item in now.items.values():
+        assert now.chunks[item.chunk_id].job_id == item.job_id, item
+        assert item.state in list(ItemState), item
+        assert item.risk in list(Risk), item
+
+
+def a_chunk_has_a_token_exactly_when_it_is_leased(now: Snapshot) -> None:
+    """It has an owner and an end exactly when it is leased or sent, but for a queued one that rests until then."""
+    for chunk in now.chunks.values():
+        assert (chunk.token is not None) == (chunk.state == ChunkState.LEASED), chunk
+        assert (chunk.owner is not None) == (chunk.state in HELD), chunk
+        assert chunk.until is not None or chunk.state not in HELD, chunk
+
+
+def a_chunk_is_done_exactly_when_nothing_of_it_is_queued(now: Snapshot) -> None:
+    """But for one in a worker's hands, which may have recorded all of it and not yet handed it back."""
+    for chunk in now.chunks.values():
+        left = now.of_chunk(chunk.id, ItemState.QUEUED)
+        if chunk.state == ChunkState.DONE:
+            assert not left, (chunk, left)
+        elif chunk.state != ChunkState.LEASED:
+            assert left, chunk
+
+
+def a_finished_job_is_listed_and_done(now: Snapshot) -> None:
+    """Its listing is complete, all its chunks are done, and nothing of it is queued."""
+    for job in now.jobs.values():
+        assert (job.finished_at is not None) == (job.state in ENDED), job
+        if job.state == JobState.FINISHED:
+            assert job.listed_at is not None, job
+            assert all(chunk.state == ChunkState.DONE for chunk in now.of_job(job.id)), job
+            assert not [item for item in now.items.values() if item.job_id == job.id and item.state == "queued"], job
+
+
+def only_finished_and_cancelled_jobs_have_cancelled_or_pruned_items(now: Snapshot) -> None:
+    """Nothing is cancelled of a job that goes on."""
+    for item in now.items.values():
+        assert item.state != ItemState.CANCELLED or now.jobs[item.job_id].state == JobState.CANCELLED, item
+
+
+def what_is_scored_has_its_score(now: Snapshot) -> None:
+    """Of an image whose version was unknown, the score is that of some version of its URI."""
+    uris = {(now.images[image_id].uri, scorer_id) for image_id, scorer_id in now.scores}
+    for item in now.items.values():
+        if item.state == ItemState.SCORED:
+            image, scorer_id = now.images[item.image_id], now.jobs[item.job_id].scorer_id
+            if image.version == UNKNOWN_VERSION:
+                assert (image.uri, scorer_id) in uris, item
+            else:
+                assert (image.id, scorer_id) in now.scores, item
+
+
+def what_failed_says_why_and_nothing_else_does(now: Snapshot) -> None:
+    """It is crashed exactly when so many workers died while it ran alone."""
+    for item in now.items.values():
+        assert (item.reason is not None) == (item.message is not None) == (item.state == ItemState.FAILED), item
+        assert (item.losses >= LOSSES_TO_CRASHED) == (item.reason == Reason.CRASHED), item
+        assert item.losses <= LOSSES_TO_CRASHED, item
+
+
+def items_are_in_flight_only_while_a_worker_has_them(now: Snapshot) -> None:
+    """What is settled carries no risk, and beside what runs alone nothing runs."""
+    for chunk in now.chunks.values():
+        risks = {item.image_id: item.risk for item in now.of_chunk(chunk.id)}
+        for item in now.of_chunk(chunk.id):
+            assert item.risk == Risk.NONE or item.state == ItemState.QUEUED, item
+        flying = [risk for risk in risks.values() if risk in (Risk.ALONE, Risk.IN_FLIGHT)]
+        assert not flying or chunk.state == ChunkState.LEASED, (chunk, risks)
+        assert Risk.ALONE not in flying or len(flying) == 1, (chunk, risks)
+
+
+def at_most_one_version_of_a_photo_is_current(now: Snapshot) -> None:
+    """And never the unknown one."""
+    current = [image.uri for image in now.images.values() if image.current]
+    assert len(current) == len(set(current))
+    assert not [image for image in now.images.values() if image.current and image.version == UNKNOWN_VERSION]
+
+
+INVARIANTS = (
+    the_counters_of_a_chunk_count_its_items,
+    an_item_is_in_a_chunk_of_its_own_job,
+    a_chunk_has_a_token_exactly_when_it_is_leased,
+    a_chunk_is_done_exactly_when_nothing_of_it_is_queued,
+    a_finished_job_is_listed_and_done,
+    only_finished_and_cancelled_jobs_have_cancelled_or_pruned_items,
+    what_is_scored_has_its_score,
+    what_failed_says_why_and_nothing_else_does,
+    items_are_in_flight_only_while_a_worker_has_them,
+    at_most_one_version_of_a_photo_is_current,
+)
+
+
+def check_progress(engine: Engine, now: Snapshot, job_ids: Sequence[int]) -> None:
+    """Every listed image is in exactly one of the sums that `status` shows."""
+    for job_id in job_ids:
+        progress, job, chunks = queries.progress(engine, job_id), now.jobs[job_id], now.of_job(job_id)
+        assert progress.to_do == sum(chunk.size for chunk in chunks), progress
+        assert progress.listed == progress.to_do + job.skipped + job.skipped_failed, progress
+        assert min(progress.queued, progress.running, progress.scored, progress.failed, progress.cancelled) >= 0
+        assert progress.state != JobState.FINISHED or progress.left == progress.cancelled == 0, progress
