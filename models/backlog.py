@@ -211,8 +211,10 @@ def free_the_dead(engine: Engine) -> int:
 
 def take_back(connection: Connection, which: ColumnElement[bool]) -> int:
     """Sent chunks become queued. Their number."""
-    # locked in the order of their ids first, as everywhere, or two could wait for each other
-    chunk_ids = connection.execute(select(Chunk.id).where(which).order_by(Chunk.id).with_for_update()).scalars().all()
+    # locked in the order of their ids first, as everywhere, or two could wait for each other; plus nothing, or SQLite
+    # would read the whole table in that order
+    locked = select(Chunk.id).where(which).order_by(Chunk.id + 0).with_for_update()
+    chunk_ids = connection.execute(locked).scalars().all()
     if chunk_ids:
         connection.execute(
             update(Chunk)
