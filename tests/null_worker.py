@@ -1,0 +1,67 @@
+"""
+A worker whose model needs no torch: `python -m tests.null_worker`.
+
+All else is real: Celery, its processes, the ledger, reading and decoding. The processes of its pool import this module
+again, as their main module, and so get the same model.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from worker.procedure import Score, score_of
+from worker.tiles import Prepared
+
+DEADLY = (255, 0, 254)
+"""A photo all of this colour kills the process that cuts it."""
+
+ENDLESS = (0, 255, 253)
+"""A photo all of this colour is never done being cut."""
+
+TOKENS = 1024
+"""Of every photo: with QSIT_BATCH_TOKENS=8192, eight are a batch."""
+
+
+class QSit:
+    """Scores a photo by the mean of its pixels, in NULL_BATCH_S seconds a batch."""
+
+    @classmethod
+    def load(cls, model: str, *, device: str = "cpu", dtype: str | None = None, revision: str | None = None) -> "QSit":
+        return cls()
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        pixels = np.asarray(image)
+        if (pixels == DEADLY).all():
+            os.kill(os.getpid(), signal.SIGKILL)
+        while (pixels == ENDLESS).all():
+            time.sleep(60)
+        return Prepared(pixels[None], *image.size, TOKENS)
+
+    def score(self, images: Sequence[Prepared]) -> list[Score]:
+        time.sleep(float(os.environ.get("NULL_BATCH_S", "0.02")))
+        if "torch" in sys.modules:
+            raise RuntimeError("the null model has imported torch")
+        return [score_of((float(image.tiles.mean()) / 64, 0.0, 0.0, 0.0, 0.0)) for image in images]
+
+    def photos_per_second(self) -> float:
+        return 1.0
+
+
+def default_dtype(device: str) -> str:
+    return "float32"
+
+
+qsit = ModuleType("worker.qsit")
+qsit.__dict__.update(QSit=QSit, default_dtype=default_dtype)
+sys.modules["worker.qsit"] = qsit
+
+if __name__ == "__main__":
+    from worker.__main__ import main
+
+    main()
