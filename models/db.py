@@ -22,6 +22,13 @@ SCHEMA = "0002"
 """The migration this program is written for; a test pins it to the newest one."""
 
 
+PATIENCE = {
+    "connect_timeout": 10,
+    # a server that is gone without a word is noticed within half a minute
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+
+
 class now_s(FunctionElement[float]):  # noqa: N801 -- reads like the SQL functions it stands beside
     """Seconds since 1970 by the database's clock, which every worker shares."""
 
@@ -84,7 +91,7 @@ def connect(url: str, *, create: bool = False) -> Engine:
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
         try:
-            engine = create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+            engine = create_engine(parsed, pool_pre_ping=True, connect_args=PATIENCE)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)

@@ -16,6 +16,7 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models import db, jobs, ledger, queries
+from models.db import storable
 from models.errors import QsitError, UsageError
 from models.patience import insist
 from models.queries import Progress
@@ -96,11 +97,18 @@ def _max_failed(_: object, __: object, value: str) -> str:
     return value
 
 
+def _text(_: object, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and storable(value) != value:
+        raise click.BadParameter("it has bytes that are no text")
+    return value
+
+
 def _submission(command: F) -> F:
     """The arguments that `score` and `submit` share."""
     for decorate in reversed((
         click.argument("sources", nargs=-1, metavar="SOURCE..."),
-        click.option("--name", help="A name of your own for the job; the same name again returns that job."),
+        click.option("--name", callback=_text,
+                     help="A name of your own for the job; the same name again returns that job."),
         click.option("--model", help="Hub id, folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]"),
         click.option("--revision", help="Commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"),
         click.option("--ask", "questions", multiple=True, metavar="TEXT", help="A question about photos (not yet)."),

@@ -91,6 +91,7 @@ def test_the_command_line_alone_imports_neither_celery_nor_pillow_nor_alembic() 
         (["score", "--files-from", "/no/list", "--model", "demo"], 1, "cannot read the list /no/list: No such file"),
         (["score", "/tmp", "--column", "uri", "--model", "demo"], 2, "the list of --files-from; name one"),
         (["score", "--files-from", "-", "-0", "--column", "uri"], 2, "-0 is of lists without"),
+        (["score", "/tmp", "--name", "\udcff"], 2, "bytes that are no text"),
         (["results"], 1, "there is no database"),
         (["results", "--answers"], 2, "--answers is not there yet"),
         (["results", "--min", "7"], 2, "0<=x<=1"),
@@ -119,7 +120,10 @@ def test_an_empty_folder_is_said_to_be_empty(capfd: pytest.CaptureFixture[str], 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("QSIT_DATABASE_URL", "mysql://me:secret@host/x"), ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x")],
+    [
+        ("QSIT_DATABASE_URL", "mysql://me:secret@host/x"),
+        ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x"),
+    ],
 )
 def test_passwords_are_not_shown(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str

@@ -18,8 +18,8 @@ RESULT = Result(
 )  # fmt: skip
 PROGRESS = Progress(
     job=7, name=None, state=JobState.FINISHED, model="m", revision="r", procedure="p", is_listed=True,
-    skipped=100, skipped_failed=3, queued=0, running=0, scored=1087, failed=10, cancelled=0, max_failed="0", private=False,
-    is_being_listed=False,
+    skipped=100, skipped_failed=3, queued=0, running=0, scored=1087, failed=10, cancelled=0, max_failed="0",
+    private=False, is_being_listed=False,
     created_at=RESULT.scored_at, finished_at=RESULT.scored_at,
 )  # fmt: skip
 

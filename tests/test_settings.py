@@ -46,6 +46,7 @@ def test_nothing_needs_to_be_set() -> None:
     [
         ("QSIT_DATABASE_URL", "postgresql://me@db/photos", "database_url", "postgresql://me@db/photos"),
         ("QSIT_BROKER_URL", "redis://broker:6379/3", "broker_url", "redis://broker:6379/3"),
+        ("QSIT_BROKER_URL", "sentinel://a:1;sentinel://b:2", "broker_url", "sentinel://a:1;sentinel://b:2"),
         ("QSIT_MODEL", "demo", "model", "demo"),
         ("QSIT_REVISION", "abc123", "revision", "abc123"),
         ("QSIT_DEVICE", "cpu", "device", "cpu"),
@@ -110,6 +111,8 @@ def test_roots_are_separated_as_in_path_or_a_json_list(
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
+        ("QSIT_BROKER_URL", "redis://:secret@broker:port/0"),
+        ("QSIT_BROKER_URL", "amqp://user:secret@broker"),
         ("QSIT_DEVICE", "gpu"),
         ("QSIT_DEVICE", "cuda:"),
         ("QSIT_DEVICE", "cpu,cuda:0"),

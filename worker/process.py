@@ -1,6 +1,7 @@
 """What one worker process holds: its settings, the ledger, a loaded model, and the chunk it works on."""
 
 import contextlib
+import faulthandler
 import logging
 import os
 import threading
@@ -31,6 +32,10 @@ from worker.sources import Reader
 log = logging.getLogger("qsit")
 
 PULSE_S = 5.0
+FROZEN_S = 300.0
+"""A process in which no thread has had its turn for so long is in a decoder that will not let go."""
+STALLED_S = 3600.0
+"""A process that has a chunk and got nothing done for so long waits for a device that will not answer."""
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 T = TypeVar("T")
@@ -98,7 +103,7 @@ class Process:
         )
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         pause_s = min(PULSE_S, settings.lease_s / 6)
-        for thread in (self._heartbeat, self._timer):
+        for thread in (self._heartbeat, self._timer, self._watchdog):
             threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
     def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> Ready | Known:
@@ -121,6 +126,7 @@ class Process:
     @contextlib.contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
         """Keep the claim's lease alive meanwhile."""
+        self._progress_at = time.monotonic()
         with self._lock:
             self._claim, self._lost = claim, False
         try:
@@ -202,6 +208,15 @@ class Process:
                 steering.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
+
+    def _watchdog(self, pause_s: float) -> None:
+        """See to it that a process that has come to a stand ends, and is replaced; needs no database for that."""
+        while True:
+            faulthandler.dump_traceback_later(FROZEN_S, exit=True, file=2)  # unless called again before
+            if self._claim is not None and time.monotonic() - self._progress_at > STALLED_S:
+                log.error("no batch came to an end for %.0f s; the process is replaced", STALLED_S)
+                os._exit(1)
+            time.sleep(pause_s)
 
     def _beat(self) -> None:
         with self._lock:

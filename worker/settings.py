@@ -4,6 +4,7 @@ import json
 import os
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -12,6 +13,8 @@ from models.db import default_url
 from models.errors import SourceError, UsageError
 from worker import sources
 from worker.checkpoint import DEFAULT
+
+BROKERS = ("redis", "rediss", "sentinel", "redis+socket")
 
 
 class Settings(BaseSettings):
@@ -50,6 +53,20 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(_full_root, value))
+
+    @field_validator("broker_url")
+    @classmethod
+    def _of_redis(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = [urlsplit(one) for one in value.split(";")]  # sentinels are several
+            is_known = all(part.scheme in BROKERS and part.port != 0 for part in parts)
+        except ValueError:  # of a port that is no number
+            is_known = False
+        if not is_known:
+            raise ValueError("write redis://host:6379/0, rediss://... or redis+socket:///path?virtual_host=0")
+        return value
 
     @field_validator("s3_endpoint_url")
     @classmethod
