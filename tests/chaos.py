@@ -33,9 +33,9 @@ SETTINGS = {
     "QSIT_MODEL": "demo",
     "QSIT_DEVICE": "cpu",
     "QSIT_BATCH_TOKENS": "8192",
-    "QSIT_LEASE_S": "6",
+    "QSIT_LEASE_S": "3",
     "QSIT_DECODE_S": "2",
-    "NULL_BATCH_S": "0.05",
+    "NULL_BATCH_S": "0.02",
 }
 JOB = "chaos"
 
@@ -119,10 +119,14 @@ class Service:
                 self.process = self._start()
             time.sleep(0.02)
 
-    def stop(self) -> int:
-        """Its exit status after SIGTERM."""
+    def leave(self) -> None:
+        """Start it no more."""
         self._stopping = True
         self._watch.join()
+
+    def stop(self) -> int:
+        """Its exit status after SIGTERM."""
+        self.leave()
         self.process.terminate()
         return self.process.wait(60)
 
@@ -190,8 +194,10 @@ def fleet(database_url: str, roots: Path, workers: int, logs: Path, **settings: 
         yield Fleet(database_url, services[0], services[1:], folder)
     finally:
         for service in services:
-            service._stopping = True
+            service.leave()
         kill(family(database_url))
+        for service in services:
+            service.process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
