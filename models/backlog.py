@@ -1,5 +1,6 @@
 """What comes next: the chunks that are to be in Redis, and those that must go there again."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ from models.db import in_turn, now_s, reading, writing
 from models.fleet import is_dead
 from models.ledger import Lane, lose
 from models.states import ChunkState, ItemState, JobState
-from models.tables import Chunk, Image, Item, Job, Scorer, Worker
+from models.tables import Chunk, Image, Item, Job, Ledger, Scorer, Worker
+
+SETTLE_S = 10.0
+"""How long a message may be on its way from Redis to the claim of its chunk before it is taken to be lost."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,13 @@ class Message:
 
     chunk_id: int
     uris: list[str]
+
+
+@functools.cache
+def ledger_id(engine: Engine) -> str:
+    """What tells this ledger from others that share its Redis: eight hexadecimal digits, made with the schema."""
+    with reading(engine) as connection:
+        return connection.execute(select(Ledger.id)).scalar_one()
 
 
 def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Message]:
@@ -99,6 +110,23 @@ def unsend(engine: Engine, chunk_ids: Sequence[int]) -> None:
     """Queue chunks again whose messages could not be published."""
     with writing(engine) as connection:
         take_back(connection, and_(Chunk.id.in_(chunk_ids), Chunk.state == ChunkState.SENT))
+
+
+def take_back_lost(engine: Engine, lane: Lane, *, lease_s: float) -> None:
+    """
+    Queue again what the lane sent a while ago; called when nothing waits in Redis. At worst a message was in the hands
+    of a worker that is about to claim its chunk, which it still may.
+    """
+    in_lane = select(Job.id).join(Scorer, Scorer.id == Job.scorer_id)
+    in_lane = in_lane.where(Scorer.model == lane.model, Scorer.revision == lane.revision)
+    sent = and_(Chunk.state == ChunkState.SENT, Chunk.owner == lane.broker, Chunk.job_id.in_(in_lane))
+    lost = and_(sent, Chunk.until < now_s() + lease_s - SETTLE_S)
+    with reading(engine) as connection:
+        if connection.execute(select(Chunk.id).where(lost).limit(1)).scalar() is None:
+            return
+    with writing(engine) as connection:
+        in_turn(connection, "send")
+        take_back(connection, lost)
 
 
 def recover(engine: Engine) -> int:

@@ -18,7 +18,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The migration this program is written for; a test pins it to the newest one."""
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import socket
 from dataclasses import dataclass
@@ -25,13 +26,23 @@ def identity() -> str:
 
 @functools.cache
 def _identity(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:{_started(pid)}"
+    return f"{_host()}:{pid}:{_started(pid)}"
+
+
+@functools.cache
+def _host() -> str:
+    """The host's name, and on Linux a mark of its boot and of the container: others may have the same name."""
+    try:
+        seen = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}.{hashlib.sha256(seen.encode()).hexdigest()[:8]}"
 
 
 def is_dead(owner: str) -> bool:
-    """Whether `owner` is a process of this host that has ended. Of other hosts nothing is known."""
+    """Whether `owner` is a process of this host and container that has ended. Of others nothing is known."""
     host, pid, start = owner.rsplit(":", 2)
-    if host != socket.gethostname():
+    if host != _host():
         return False
     try:
         return _started(int(pid)) != start or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE

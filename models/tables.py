@@ -49,6 +49,14 @@ class Base(DeclarativeBase):
     )
 
 
+class Ledger(Base):
+    """The ledger itself: one row."""
+
+    __tablename__ = "ledger"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)  # random; part of its queues' names
+
+
 class Image(Base):
     """One photo at one version; of all versions of a URI, one is current."""
 

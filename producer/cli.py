@@ -164,10 +164,7 @@ def submit(waits: bool, **options: Any) -> int:
     with opened(engine, _request(chosen, **options), teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = ledger.Lane(job.model, job.revision)
-
-        def top_up(_: int = 0) -> None:
-            dispatch.top_up(engine, app, lane, chosen.lease_s)
-
+        top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()
         for line in report.listing_notes(job, lister.listing, listed=listed):

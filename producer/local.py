@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from celery.platforms import set_pdeathsig
@@ -21,38 +20,102 @@ from worker.settings import Settings
 
 STOP_S = 20.0
 """How long a worker may take to hand back what it holds before it is killed."""
+DEATHS = 3
+"""Deaths of broker or worker in a row, with no photo done in between, after which they are not started again."""
 SOCKET_LENGTH = 100
 """Longest path of a socket that every system takes, in bytes."""
 
 
-@dataclass
 class LocalRun:
-    """A private broker and the worker it feeds. `url` is the broker's."""
+    """A private broker and the worker it feeds; what dies of them is started again. `url` is the broker's."""
 
-    folder: Path
-    url: str
-    broker: "subprocess.Popen[bytes]"
-    worker: "subprocess.Popen[bytes]"
+    def __init__(
+        self, folder: Path, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self.url = f"redis+socket://{folder / 'broker.sock'}?virtual_host=0"
+        self._environment = _worker_environment(self.url, settings, job_id, model, revision, roots)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._deaths = 0
+        self._settled = 0
 
-    def check(self) -> None:
+    @property
+    def broker(self) -> "subprocess.Popen[bytes]":
+        return self._running["broker"]
+
+    @property
+    def worker(self) -> "subprocess.Popen[bytes]":
+        return self._running["worker"]
+
+    def start(self) -> None:
+        """Start both. Raises QsitError when there is no broker program, or it does not start."""
+        self._start_broker()
+        self._start_worker()
+
+    def check(self, settled: int) -> str | None:
         """
-        Passes while both live.
+        Start again what has died, and return what there is to say of it.
+
+        settled: how many photos of the job are done; what dies again and again meanwhile is not started for ever.
 
         Raises:
-            QsitError: when one of them has ended; tells why, and how to go on.
+            QsitError: when the worker cannot work, or what died did so DEATHS times with nothing done in between.
         """
-        for name, process in (("worker", self.worker), ("broker", self.broker)):
-            if (status := process.poll()) is not None:
-                raise QsitError(self._last_words(name, status))
+        if (status := self.broker.poll()) is not None:
+            news = self._death("broker", status, settled)
+            self._start_broker()
+            return news
+        if (status := self.worker.poll()) is not None:
+            words = self._last_words()
+            if words is not None and not words.startswith("Redis at "):  # which may have died with it
+                raise QsitError(words)
+            news = self._death("worker", status, settled)
+            _end(self.worker, signal.SIGKILL)
+            self._start_worker()
+            return news
+        return None
 
-    def _last_words(self, name: str, status: int) -> str:
-        lines = _lines(self.folder / f"{name}.log")
-        if words := [line for line in lines if line.startswith("qsit worker: ")]:
-            return words[-1].removeprefix("qsit worker: ")
-        ending = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    def end(self) -> None:
+        """End both, and whatever they have left."""
+        for name, first in (("worker", signal.SIGTERM), ("broker", signal.SIGKILL)):
+            if name in self._running:
+                _end(self._running[name], first)
+
+    def _start_broker(self) -> None:
+        path = self.folder / "broker.sock"
+        path.unlink(missing_ok=True)  # of one that was killed
+        command = [
+            broker_program(), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700",
+            "--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction",
+        ]  # fmt: skip
+        broker = self._running["broker"] = _start(command, self.folder / "broker.log", os.environ.copy())
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            if broker.poll() is not None or time.monotonic() > deadline:
+                last = (_lines(self.folder / "broker.log") or ["it said nothing"])[-1]
+                raise QsitError(f"the private queue ({command[0]}) did not start: {last}; or set QSIT_BROKER_URL")
+            time.sleep(0.01)
+
+    def _start_worker(self) -> None:
+        self._running["worker"] = _start(COMMAND, self.folder / "worker.log", self._environment)
+
+    def _death(self, name: str, status: int, settled: int) -> str:
+        """What to say of a death that is made good."""
+        self._deaths = self._deaths + 1 if settled == self._settled else 1
+        self._settled = settled
+        ending = (
+            f"the {name} was killed by signal {-status}" if status < 0 else f"the {name} ended with status {status}"
+        )
+        if self._deaths < DEATHS:
+            return f"{ending}; it is started again, nothing is lost"
         kept = Path(tempfile.gettempdir()) / f"qsit-{name}-{os.getpid()}.log"
         shutil.copyfile(self.folder / f"{name}.log", kept)
-        return f"the {name} {ending} (its log is {kept}); what is done is kept: run the same command again"
+        raise QsitError(f"{ending} (its log is {kept}); what is done is kept: run the same command again")
+
+    def _last_words(self) -> str | None:
+        """Why a worker cannot work, if it said so."""
+        lines = [line for line in _lines(self.folder / "worker.log") if line.startswith("qsit worker: ")]
+        return lines[-1].removeprefix("qsit worker: ") if lines else None
 
 
 @contextlib.contextmanager
@@ -63,13 +126,13 @@ def local_run(settings: Settings, job_id: int, model: str, revision: str, roots:
     Raises:
         QsitError: when there is no broker program, or it does not start.
     """
-    with _run_folder() as folder, contextlib.ExitStack() as ending:
-        broker = _start_broker(folder)
-        ending.callback(_end, broker, signal.SIGKILL)
-        url = f"redis+socket://{folder / 'broker.sock'}?virtual_host=0"
-        worker = _start_worker(folder, url, settings, job_id, model, revision, roots)
-        ending.callback(_end, worker, signal.SIGTERM)
-        yield LocalRun(folder, url, broker, worker)
+    with _run_folder() as folder:
+        run = LocalRun(folder, settings, job_id, model, revision, roots)
+        try:
+            run.start()
+            yield run
+        finally:
+            run.end()
 
 
 @contextlib.contextmanager
@@ -104,27 +167,10 @@ def broker_program() -> str:
         ) from error
 
 
-def _start_broker(folder: Path) -> "subprocess.Popen[bytes]":
-    path = folder / "broker.sock"
-    command = [
-        broker_program(), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(folder),
-        "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction",
-    ]  # fmt: skip
-    process = _start(command, folder / "broker.log", os.environ.copy())
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            last = (_lines(folder / "broker.log") or ["it said nothing"])[-1]
-            raise QsitError(f"the private queue ({command[0]}) did not start: {last}; or set QSIT_BROKER_URL")
-        time.sleep(0.01)
-    return process
-
-
-def _start_worker(
-    folder: Path, url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]
-) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {
+def _worker_environment(
+    url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]
+) -> dict[str, str]:
+    return os.environ | {
         **SAFE_PATH,
         "QSIT_DATABASE_URL": settings.database_url,
         "QSIT_BROKER_URL": url,
@@ -134,7 +180,6 @@ def _start_worker(
         "QSIT_PRIVATE_RUN": identity(),
         "QSIT_PRIVATE_JOB": str(job_id),
     }
-    return _start(COMMAND, folder / "worker.log", environment)
 
 
 def _start(command: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

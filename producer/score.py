@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
 from rich.console import Console
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, jobs, queries
-from models.errors import DatabaseUnavailable, SchemaMismatch
+from models.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from models.ledger import Lane
 from models.queries import Progress, Wanted
 from producer import report
@@ -74,23 +75,34 @@ def _work(
     lane = Lane(job.model, job.revision, fleet.identity(), job.id) if private else Lane(job.model, job.revision)
     run: LocalRun | None = None
     looked = time.monotonic()
+    top_up_fleet = dispatch.topping_up(engine, app, lane, chosen.lease_s, partial(_say, console))
 
     def work_begins() -> None:
         nonlocal run
-        if private and run is None:
+        if not private:
+            top_up_fleet()
+            return
+        if run is None:
             run = stack.enter_context(local_run(chosen, job.id, job.model, job.revision, lister.roots()))
             app.conf.broker_url = run.url
-        dispatch.top_up(engine, app, lane, chosen.lease_s)
+        with suppress(BrokerUnavailable):  # should it have died just now
+            dispatch.top_up(engine, app, lane, chosen.lease_s)
+
+    def heal(progress: Progress) -> None:
+        if run is not None and (news := run.check(progress.scored + progress.failed)) is not None:
+            _say(console, news)
+            backlog.free_the_dead(engine)
 
     def after_batch(queued: int) -> None:
-        show(queries.progress(engine, job.id))
+        progress = queries.progress(engine, job.id)
+        show(progress)
+        heal(progress)
         if queued:
             work_begins()
 
     def check(progress: Progress) -> None:
         nonlocal looked
-        if run is not None:
-            run.check()
+        heal(progress)
         if progress.is_listed and not progress.queued + progress.running:
             jobs.finish_if_done(engine, job.id)  # whose last worker ended before it could
         if not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:

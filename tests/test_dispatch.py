@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 from celery import Celery
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
-from models import backlog, ledger
+from migrations.upgrade import upgrade
+from models import backlog, db, ledger
+from models.db import writing
 from models.errors import BrokerUnavailable
+from models.tables import Chunk
 from tests.test_jobs import LANE, listed, photos
 from worker import dispatch
 from worker.app import configuration
@@ -40,7 +43,7 @@ def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
     dispatch.top_up(engine, app, LANE, 60)
     dispatch.top_up(engine, app, LANE, 60)
 
-    name = dispatch.queue_of(LANE)
+    name = dispatch.queue_of(engine, LANE)
     assert queue.llen(name) == dispatch.AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
@@ -62,6 +65,56 @@ def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path
         dispatch.top_up(engine, away, LANE, 60)
 
     assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Celery, queue: redis.Redis) -> None:
+    listed(engine, photos(5000))
+    dispatch.top_up(engine, app, LANE, 60)
+    name = dispatch.queue_of(engine, LANE)
+
+    queue.delete(name)
+    dispatch.top_up(engine, app, LANE, 60)
+    assert queue.llen(name) == 0, "it may be on its way to a worker"
+    with writing(engine) as connection:
+        connection.execute(update(Chunk).values(until=Chunk.until - backlog.SETTLE_S - 1))
+    dispatch.top_up(engine, app, LANE, 60)
+
+    assert queue.llen(name) == dispatch.AHEAD
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "is full"),
+        (("REPLICAOF", "127.0.0.1", "1"), "takes no messages"),
+        (("SET", "{queue}", "x"), "takes no messages"),
+        (("CONFIG", "SET", "requirepass", "secret"), "does not answer"),
+    ],
+)
+def test_whatever_redis_refuses_is_queued_again_and_told_once(
+    engine: Engine, app: Celery, queue: redis.Redis, harm: tuple[str, ...], words: str
+) -> None:
+    listed(engine, photos(3))
+    name = dispatch.queue_of(engine, LANE)
+    queue.execute_command(*(word.format(queue=name) for word in harm))
+    told: list[str] = []
+    top_up = dispatch.topping_up(engine, app, LANE, 60, told.append)
+
+    for _ in range(3):
+        top_up()
+
+    [line] = told
+    assert words in line
+    assert "nothing is lost" in line
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_each_ledger_has_queues_of_its_own(engine: Engine, tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path}/other.db")
+    other = db.connect(f"sqlite:///{tmp_path}/other.db")
+
+    assert dispatch.queue_of(engine, LANE) != dispatch.queue_of(other, LANE)
+    other.dispose()
 
 
 def test_a_broker_that_answers_and_one_that_does_not(app: Celery, tmp_path: Path) -> None:

@@ -38,11 +38,38 @@ def test_an_ended_process_of_this_host_is_dead() -> None:
 
 
 def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
-    assert fleet.is_dead(f"{socket.gethostname()}:{os.getpid()}:12345.00")
+    host = fleet.identity().rsplit(":", 2)[0]
+
+    assert fleet.is_dead(f"{host}:{os.getpid()}:12345.00")
 
 
 def test_nothing_is_known_of_another_host() -> None:
     assert not fleet.is_dead("elsewhere.example:1:12345.00")
+
+
+def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux has containers")
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a namespace")
+    code = "from models import fleet; print(fleet.identity())"
+
+    done = subprocess.run([*container, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    owner = done.stdout.strip()
+    assert owner.startswith(f"{socket.gethostname()}.")
+    assert owner.rsplit(":", 2)[0] != fleet.identity().rsplit(":", 2)[0]
+    assert not fleet.is_dead(owner)
+
+
+def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "readlink", refuse)
+
+    assert fleet._host.__wrapped__() == socket.gethostname()
 
 
 def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:

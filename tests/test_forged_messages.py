@@ -43,7 +43,7 @@ class Fleet:
         app = Celery("stranger", broker=self.broker_url)
         app.conf.task_compression = "zlib"
         with app.connection_for_write() as connection:
-            own = dispatch.queue_of(Lane("demo", self.revision))
+            own = dispatch.queue_of(self.engine, Lane("demo", self.revision))
             app.send_task(dispatch.TASK, args=list(arguments), queue=queue or own, connection=connection, **options)
 
     def job(
@@ -197,7 +197,7 @@ def test_a_pickle_is_not_opened(fleet: Fleet, tmp_path: Path) -> None:
 
     app = Celery("stranger", broker=fleet.broker_url, task_serializer="pickle")
     app.conf.accept_content = ["pickle", "json"]
-    app.send_task(dispatch.TASK, args=[Trap(), []], queue=dispatch.queue_of(Lane("demo", fleet.revision)))
+    app.send_task(dispatch.TASK, args=[Trap(), []], queue=dispatch.queue_of(fleet.engine, Lane("demo", fleet.revision)))
     fleet.does_honest_work()
 
     assert not (tmp_path / "sprung").exists()

@@ -42,7 +42,24 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_own_words(settings: Set
     with local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
         run.worker.wait(60)
         with pytest.raises(QsitError, match="there is no database"):
-            run.check()
+            run.check(0)
+
+
+def test_what_dies_is_started_again_while_photos_get_done_in_between(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where the log of the last death is left
+    with local.local_run(settings, 1, "demo", "r1", [str(tmp_path)]) as run:
+        for settled in (0, 1, 2, 3, 3):
+            dead = run.broker
+            dead.kill()
+            dead.wait()
+            assert run.check(settled) == "the broker was killed by signal 9; it is started again, nothing is lost"
+            assert run.broker.poll() is None
+        run.broker.kill()
+        run.broker.wait()
+        with pytest.raises(QsitError, match=r"the broker was killed by signal 9 .*run the same command again"):
+            run.check(3)
 
 
 def test_a_temporary_folder_with_a_long_path_is_no_hindrance(

@@ -71,6 +71,21 @@ def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine)
         assert connection.execute(text("SELECT count(*) FROM qsit_failures")).scalar() == 1
 
 
+def test_each_ledger_has_a_name_of_its_own_that_stays(engine: Engine, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/other.db"
+    upgrade(url)
+    other = db.connect(url)
+
+    names = {backlog.ledger_id(engine), backlog.ledger_id(other)}
+    upgrade(engine.url.render_as_string(hide_password=False))
+
+    assert len(names) == 2
+    again = db.connect(engine.url.render_as_string(hide_password=False))
+    assert backlog.ledger_id(again) == backlog.ledger_id(engine)
+    other.dispose()
+    again.dispose()
+
+
 def test_a_database_without_or_with_another_schema_is_refused_with_the_command(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))

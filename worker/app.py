@@ -29,19 +29,28 @@ def configuration() -> dict[str, Any]:
 
     return {
         "broker_url": settings.load().broker_url or DEFAULT_BROKER,
+        # a worker outlives every trouble of Redis, however long
         "broker_connection_retry_on_startup": True,
+        "broker_connection_retry": True,
+        "broker_connection_max_retries": None,  # for ever; the default gives up after an hour
+        "broker_channel_error_retry": True,  # also when Redis answers but refuses, as a replica does
         "broker_transport_options": {
-            "visibility_timeout": 3600,  # far longer than a turn; the ledger re-sends sooner
+            "ack_emulation": False,  # the ledger knows what is not done; a full Redis could not take the notes
             "socket_connect_timeout": 10,
-            "socket_timeout": 20,  # far longer than a poll; or a Redis that hangs would hang us
+            "socket_timeout": 10,  # far longer than an answer takes; or a Redis that hangs would hang us
+            "health_check_interval": 10,  # a poll (1 s) that is overdue by so much is given up
         },
         "result_backend": None,
         "task_ignore_result": True,
         "accept_content": ["json"],
         "task_serializer": "json",
         "task_compression": "zlib",
-        "task_acks_late": True,
+        "task_acks_late": True,  # a message is held while its chunk is worked on, so that no other is fetched
         "worker_prefetch_multiplier": 1,
+        "worker_enable_prefetch_count_reduction": False,  # nothing to be raised again after an outage, and forgotten
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # a turn needs the ledger, and no Redis
+        "task_reject_on_worker_lost": False,  # the ledger sends again what a dead process held
+        "worker_consumer": "worker.consumer:Consumer",
         "worker_pool": "prefork",
         "worker_pool_start_method": "spawn",  # CUDA cannot be used after a fork
         "worker_proc_alive_timeout": 3600.0,  # a process is up once its model is loaded
@@ -70,21 +79,26 @@ def _import_tasks(**_: Any) -> None:
 @signals.celeryd_init.connect
 def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
     """In the parent, before anything starts: refuse in one line what cannot work; a process a device, one queue."""
+    from kombu.transport.redis import Channel
+
     from models import db
     from worker import checkpoint, dispatch, process, settings
 
     try:
         chosen = settings.load()
-        db.check_schema(db.connect(chosen.database_url))
+        engine = db.connect(chosen.database_url)
+        db.check_schema(engine)
         dispatch.check_broker(app)
         revision = checkpoint.resolve(checkpoint.full_name(chosen.model), chosen.revision)
         lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
+        queue = dispatch.queue(dispatch.queue_of(engine, lane))
     except Exception as error:  # Celery would log it and go on, unconfigured
         raise SystemExit(f"qsit worker: {error}") from error
     os.environ["QSIT_REVISION"] = revision  # what every process loads, one that is started later, too
     conf.worker_concurrency = len(devices)
-    conf.task_default_queue = dispatch.queue_of(lane)
+    conf.task_queues = [queue]
+    Channel.do_restore = False  # messages in hand need not go back to Redis: the ledger sends their chunks again
     if not chosen.roots:
         log.warning("no --root and no QSIT_ROOTS given: this worker opens no photos")
 

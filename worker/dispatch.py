@@ -1,8 +1,15 @@
 """Tops up Redis with the chunks that come next."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.entity import Queue
+from kombu.exceptions import KombuError
+from kombu.transport.redis import get_redis_error_classes
 from kombu.utils.url import maybe_sanitize_url
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from sqlalchemy import Engine
 
 from models import backlog
@@ -15,9 +22,14 @@ AHEAD = 2
 TASK = "qsit.score_chunk"
 
 
-def queue_of(lane: Lane) -> str:
-    """The name of the queue of a lane: workers take only what they hold."""
-    return f"qsit.{lane.model}@{lane.revision[:16]}"
+def queue_of(engine: Engine, lane: Lane) -> str:
+    """The name of the queue of a lane: workers take only what they hold, of their own ledger."""
+    return f"qsit.{backlog.ledger_id(engine)}.{lane.model}@{lane.revision[:16]}"
+
+
+def queue(name: str) -> Queue:
+    """A queue for Celery. Nothing of it is declared: Redis makes a list with its first message, and is left alone."""
+    return Queue(name, no_declare=True)
 
 
 def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
@@ -27,13 +39,47 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
     Raises:
         BrokerUnavailable: when Redis does not take a message; what was not sent is queued again.
     """
-    messages = backlog.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
-    for index, message in enumerate(messages):
+    name = queue_of(engine, lane)
+    with _connected(app) as connection:
+        with _refusals_told(app):
+            redis = connection.default_channel.client
+            redis.ltrim(name, 0, -1)  # changes nothing, but whoever takes no changes, as a replica, says so now
+            is_empty = redis.llen(name) == 0
+        if is_empty:
+            backlog.take_back_lost(engine, lane, lease_s=lease_s)
+        messages = backlog.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
+        for index, message in enumerate(messages):
+            try:
+                with _refusals_told(app):
+                    app.send_task(
+                        TASK, args=[message.chunk_id, message.uris], queue=queue(name), connection=connection,
+                        retry=False,  # by whoever tops up next
+                    )  # fmt: skip
+            except BrokerUnavailable:
+                backlog.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
+                raise
+
+
+def topping_up(
+    engine: Engine, app: Celery, lane: Lane, lease_s: float, tell: Callable[[str], None]
+) -> Callable[..., None]:
+    """
+    A function that tops up until Redis fails, and tells that once: the ledger has everything, and workers top up by
+    themselves.
+    """
+    failed = False
+
+    def top_up_or_tell(*_: object) -> None:
+        nonlocal failed
+        if failed:
+            return
         try:
-            app.send_task(TASK, args=[message.chunk_id, message.uris], queue=queue_of(lane))
-        except OperationalError as error:
-            backlog.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
-            raise _unavailable(app, error) from error
+            top_up(engine, app, lane, lease_s)
+        except BrokerUnavailable as error:
+            failed = True
+            tell(f"{error}; nothing is lost, the workers take the photos up when it is back")
+
+    return top_up_or_tell
 
 
 def check_broker(app: Celery) -> None:
@@ -44,14 +90,39 @@ def check_broker(app: Celery) -> None:
         BrokerUnavailable: when it does not.
     """
     try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        with _connected(app) as connection:
             connection.default_channel.client.ping()
-    except Exception as error:  # kombu lets the errors of every transport and of redis-py through
+    except BrokerUnavailable:
+        raise
+    except Exception as error:  # of a URL that means nothing
+        raise _unavailable(app, error) from error
+
+
+@contextmanager
+def _connected(app: Celery) -> Iterator[Any]:
+    """A connection of its own, so that one that broke or hung is of no account the next time."""
+    with app.connection_for_write() as connection:
+        with _refusals_told(app):
+            connection.ensure_connection(max_retries=0)
+        yield connection
+
+
+@contextmanager
+def _refusals_told(app: Celery) -> Iterator[None]:
+    errors, refusals = get_redis_error_classes()
+    try:
+        yield
+    except (KombuError, RedisError, *errors, *refusals) as error:
         raise _unavailable(app, error) from error
 
 
 def _unavailable(app: Celery, error: Exception) -> BrokerUnavailable:
+    if isinstance(error, KombuError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     where = maybe_sanitize_url(app.conf.broker_url)
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OutOfMemoryError):
+        return BrokerUnavailable(f"Redis at {where} is full ({reason}); raise its maxmemory")
+    if isinstance(error, ResponseError):
+        return BrokerUnavailable(f"Redis at {where} takes no messages ({reason})")
     return BrokerUnavailable(f"Redis at {where} does not answer ({reason}); start it, or set QSIT_BROKER_URL")

@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, ledger, steering
-from models.errors import DatabaseUnavailable, QsitError
+from models.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
 from models.ledger import Claim, ClaimedItem, Known, Lane
 from models.patience import insist
@@ -61,8 +61,10 @@ class Process:
         self._claim: Claim | None = None
         self._lost = False
         self._complaints: dict[str, str] = {}  # what does not work, and why
+        self._notices: dict[str, str] = {}  # what `status` shows of that, by what it is about
         self._progress_at = time.monotonic()
         self._lock = threading.Lock()
+        self._saying = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
         dtype = settings.dtype or default_dtype(device)
@@ -173,14 +175,18 @@ class Process:
         """Whether the chunk in hand is to be dropped: the worker is stopping, or has lost its lease."""
         return self.stopping or self._lost
 
-    def say(self, notice: str | None) -> None:
-        """Tell log and `status`, once, what keeps this worker from working, or that nothing does."""
-        notice = notice or self._standing_notice
-        if notice != self.row.notice:
-            if notice != self._standing_notice:
+    def say(self, notice: str | None, about: str = "photos") -> None:
+        """Tell log and `status`, once, what keeps this worker from working, or that nothing of that kind does."""
+        with self._saying:
+            if notice is None:
+                self._notices.pop(about, None)
+            elif self._notices.get(about) != notice:
                 log.error("%s", notice)
-            self.row.notice = notice
-            self.insist(lambda: fleet.say(self.engine, self.owner, notice=notice))
+                self._notices[about] = notice
+            shown = "; ".join(self._notices.values()) or self._standing_notice
+            if shown != self.row.notice:
+                self.insist(lambda: fleet.say(self.engine, self.owner, notice=shown))
+                self.row.notice = shown
 
     def end(self) -> None:
         """Say goodbye."""
@@ -202,12 +208,20 @@ class Process:
         while True:
             self._wake.clear()
             with self._faults_told("send"):
-                dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+                self._send()
             with self._faults_told("recover"):
                 backlog.free_the_dead(self.engine)
                 steering.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
+
+    def _send(self) -> None:
+        try:
+            dispatch.top_up(self.engine, self.app, self.lane, self.settings.lease_s)
+        except BrokerUnavailable as error:
+            self.say(str(error), about="Redis")
+        else:
+            self.say(None, about="Redis")
 
     def _watchdog(self, pause_s: float) -> None:
         """See to it that a process that has come to a stand ends, and is replaced; needs no database for that."""
