@@ -193,16 +193,17 @@ def test_sigterm_ends_a_worker_after_its_batch_and_the_rest_is_queued_at_once(st
     assert family(stage.url) == []
 
 
-def test_a_second_sigterm_to_the_parent_alone_ends_a_worker_at_once(stage: Stage) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_to_the_parent_alone_ends_a_worker_at_once(stage: Stage, number: signal.Signals) -> None:
     with stage.worker("worker", NULL_BATCH_S="600") as worker:
         stage.submit()
         until(stage.is_in_flight)
         processes = children(worker)
-        worker.terminate()
+        worker.send_signal(number)
         with pytest.raises(subprocess.TimeoutExpired):
             worker.wait(2)
-        worker.terminate()
-        assert worker.wait(30) == 128 + signal.SIGTERM
+        worker.send_signal(number)
+        assert worker.wait(30) == 128 + number
         until(lambda: none_lives(processes))
 
     with stage.worker("next"):

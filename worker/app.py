@@ -107,20 +107,25 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
 def _prepare_signals(instance: Any, **_: Any) -> None:
     """
     In the parent: a process that cannot load its model ends the worker; a shutdown reaches the processes, and a second
-    signal ends all at once, which Celery does not.
+    signal ends all at once: Celery heeds no second SIGTERM, and waits for the batch at a second Ctrl-C, too.
     """
-    told_at: list[float] = []
 
     def give_up(*_: object) -> None:
         worker_state.should_stop = NO_MODEL
 
-    def tell_processes(sig: str, **_: Any) -> None:
-        if told_at and time.monotonic() - told_at[0] > SAME_SIGNAL_S:
+    def tell_processes(**_: Any) -> None:
+        told_at = time.monotonic()
+
+        def end_at_once(number: int, _: object) -> None:
+            if time.monotonic() - told_at < SAME_SIGNAL_S:
+                return
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-            os._exit(128 + getattr(signal, sig))
-        told_at.append(time.monotonic())
+            os._exit(128 + number)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, end_at_once)
         for pid in instance.pool.info["processes"] if instance.pool else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
