@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from models import db
 from models.states import ChunkState, ItemState, JobState, Risk
 from models.tables import Chunk, Item, Job, Score
 from tests.chaos import NULL_WORKER, REPOSITORY, SETTINGS, settled, twice, watch_for_twice
-from tests.null_worker import ENDLESS
+from tests.null_worker import ENDLESS, SLOW
 from tests.programs import QSIT, family, make_photos, run, started, until
 from worker.dispatch import TASK
 
@@ -123,6 +124,21 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing_when_it_wakes(stage: 
             stage.check_done_once(200)
 
     assert "Traceback" not in stage.log("sleeper").read_text()
+
+
+def test_a_worker_that_slept_while_it_decoded_lays_that_to_no_photo(stage: Stage) -> None:
+    for photo in stage.photos.iterdir():
+        Image.new("RGB", (32, 24), SLOW).save(photo)
+    with stage.worker("sleeper", QSIT_LEASE_S="180") as sleeper:
+        stage.submit()
+        until(lambda: settled(stage.engine) > 0)
+        for _ in range(3):
+            send(sleeper, signal.SIGSTOP)
+            time.sleep(2.5)  # longer than QSIT_DECODE_S
+            send(sleeper, signal.SIGCONT)
+            done = settled(stage.engine)
+            until(lambda done=done: settled(stage.engine) > done)
+        assert stage.count(select(func.count()).where(Item.state == ItemState.FAILED)) == 0
 
 
 def test_a_listing_that_was_killed_half_way_is_taken_up_by_the_same_command(stage: Stage) -> None:
