@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,6 +227,11 @@ def timed(asked: Callable[[], object], runs: int) -> tuple[float, float]:
         start = time.perf_counter()
         asked()
         took.append((time.perf_counter() - start) * 1000)
+    return percentiles(took)
+
+
+def percentiles(took: Sequence[float]) -> tuple[float, float]:
+    """The median and the 95th percentile."""
     return statistics.median(took), statistics.quantiles(took, n=20, method="inclusive")[-1]
 
 

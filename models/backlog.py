@@ -4,13 +4,30 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import aliased
 
 from models.db import in_turn, now_s, reading, writing
 from models.fleet import is_dead
 from models.ledger import Lane, lose
-from models.states import ChunkState, ItemState, JobState
-from models.tables import Chunk, Image, Item, Job, Ledger, Scorer, Worker
+from models.states import ChunkState, ItemState, JobState, WorkerState
+from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker
+
+SLACK_S = 60.0
+"""No chunk is held or rests for longer than a lease and this."""
 
 SETTLE_S = 10.0
 """How long a message may be on its way from Redis to the claim of its chunk before it is taken to be lost."""
@@ -31,79 +48,99 @@ def ledger_id(engine: Engine) -> str:
         return connection.execute(select(Ledger.id)).scalar_one()
 
 
+_OF_LANE = and_(Scorer.model == bindparam("model"), Scorer.revision == bindparam("revision"))
+_OVERDUE = Chunk.until < now_s()
+_LEASE = bindparam("lease_s", type_=Float(53))
+_LATEST = now_s() + _LEASE + SLACK_S  # whatever is to end later was given before the clock was set back
+_LIVE_WORKERS = (
+    select(func.count())
+    .select_from(Worker)
+    .where(Worker.broker == bindparam("broker"), Worker.state == WorkerState.READY)
+    .where(Worker.model == bindparam("model"), Worker.revision == bindparam("revision"))
+    .where(Worker.seen_at > now_s() - _LEASE)
+)
+_OUT = (
+    select(
+        func.count().filter(_OVERDUE).label("overdue"),
+        func.count().filter(Chunk.until > _LATEST).label("astray"),
+        func.count()
+        .filter(Chunk.state == ChunkState.SENT, Chunk.owner == bindparam("broker"), ~_OVERDUE, _OF_LANE)
+        .label("waiting"),
+        _LIVE_WORKERS.scalar_subquery().label("workers"),
+    )
+    .select_from(Chunk)
+    .join(Job, Job.id == Chunk.job_id)
+    .join(Scorer, Scorer.id == Job.scorer_id)
+    .where(HELD)
+)
+
+
 def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Message]:
     """
     Mark the chunks that come next as sent, so that `ahead` of them wait in Redis for each live worker of the lane
     (for one worker where none is seen yet), and return what to publish. By priority, then the job served longest ago.
     """
+    terms = {
+        "model": lane.model, "revision": lane.revision, "broker": lane.broker, "only_job": lane.job_id,
+        "lease_s": lease_s,
+    }  # fmt: skip
+    messages = []
     with writing(engine) as connection:
         in_turn(connection, "send")
-        take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.until < now_s()))
-        lost = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
-        for lost_id in connection.execute(lost).scalars().all():
-            lose(connection, lost_id)
-        live = (
-            select(func.count())
-            .select_from(Worker)
-            .where(_same_lane(lane), Worker.seen_at > now_s() - lease_s, Worker.state == "ready")
-        )
-        waiting = (
-            select(func.count())
-            .select_from(Chunk)
-            .join(Job, Job.id == Chunk.job_id)
-            .join(Scorer, Scorer.id == Job.scorer_id)
-            .where(Chunk.state == ChunkState.SENT, Chunk.owner == lane.broker)
-            .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
-        )
-        wanted = ahead * max(1, connection.execute(live).scalar_one()) - connection.execute(waiting).scalar_one()
-        messages = []
-        for _ in range(wanted):
-            if (chunk_id := _send_next(connection, lane, lease_s)) is None:
+        out = connection.execute(_OUT, terms).one()
+        if out.overdue:
+            _take_overdue_back(connection)
+        if out.astray:
+            connection.execute(_BRING_FORWARD, terms)
+        for _ in range(ahead * max(1, out.workers) - out.waiting):
+            sent = connection.execute(_SEND_NEXT, terms).one_or_none()
+            if sent is None:
                 break
-            uris = (
-                select(Image.uri)
-                .join(Item, Item.image_id == Image.id)
-                .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-                .order_by(Image.id)
-            )
-            messages.append(Message(chunk_id, list(connection.execute(uris).scalars())))
-        return messages
+            connection.execute(_SERVE, {"job": sent.job_id})
+            messages.append(Message(sent.id, list(connection.execute(_URIS, {"chunk": sent.id}).scalars())))
+    return messages
 
 
-def _same_lane(lane: Lane) -> ColumnElement[bool]:
-    return and_(Worker.broker == lane.broker, Worker.model == lane.model, Worker.revision == lane.revision)
+def _take_overdue_back(connection: Connection) -> None:
+    take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, _OVERDUE))
+    lost = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, _OVERDUE)
+    for lost_id in connection.execute(lost).scalars().all():
+        lose(connection, lost_id)
 
 
-def _send_next(connection: Connection, lane: Lane, lease_s: float) -> int | None:
-    ready = and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s()))
-    jobs = (
-        select(Job.id)
-        .join(Scorer, Scorer.id == Job.scorer_id)
-        .where(Scorer.model == lane.model, Scorer.revision == lane.revision, Job.state == JobState.ACTIVE)
-        .where(exists().where(Chunk.job_id == Job.id, ready))
-        .order_by(Job.priority.desc(), Job.served_at, Job.id)
-    )
-    jobs = jobs.where(Job.private.is_(False)) if lane.job_id is None else jobs.where(Job.id == lane.job_id)
-    job_id = connection.execute(jobs.limit(1)).scalar()
-    if job_id is None:
-        return None
-    next_chunk = (
-        select(Chunk.id)
-        .where(Chunk.job_id == job_id, ready)
-        .order_by(Chunk.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    chunk_id = connection.execute(next_chunk).scalar()
-    if chunk_id is None:
-        return None
-    connection.execute(
-        update(Chunk)
-        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.QUEUED)
-        .values(state=ChunkState.SENT, owner=lane.broker, until=now_s() + lease_s)
-    )
-    connection.execute(update(Job).where(Job.id == job_id).values(served_at=now_s()))
-    return chunk_id
+_BRING_FORWARD = update(Chunk).where(HELD, Chunk.until > _LATEST).values(until=now_s() + _LEASE)
+_READY = aliased(Chunk)
+_HAS_RESTED = or_(_READY.until.is_(None), _READY.until < now_s(), _READY.until > _LATEST)
+_IS_READY = and_(_READY.state == ChunkState.QUEUED, _HAS_RESTED)
+_ONLY_JOB = bindparam("only_job", type_=BigInteger)
+_NEXT_JOB = (
+    select(Job.id)
+    .join(Scorer, Scorer.id == Job.scorer_id)
+    .where(_OF_LANE, Job.state == JobState.ACTIVE, exists().where(_READY.job_id == Job.id, _IS_READY))
+    .where(or_(Job.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), Job.private.is_(False))))
+    .order_by(Job.priority.desc(), Job.served_at, Job.id)
+    .limit(1)
+)
+_NEXT_CHUNK = (
+    select(_READY.id)
+    .where(_READY.job_id == _NEXT_JOB.scalar_subquery(), _IS_READY)
+    .order_by(_READY.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_SEND_NEXT = (
+    update(Chunk)
+    .where(Chunk.id == _NEXT_CHUNK.scalar_subquery(), Chunk.state == ChunkState.QUEUED)
+    .values(state=ChunkState.SENT, owner=bindparam("broker"), until=now_s() + _LEASE)
+    .returning(Chunk.id, Chunk.job_id)
+)
+_SERVE = update(Job).where(Job.id == bindparam("job")).values(served_at=now_s())
+_URIS = (
+    select(Image.uri)
+    .join(Item, Item.image_id == Image.id)
+    .where(Item.chunk_id == bindparam("chunk"), Item.state == ItemState.QUEUED)
+    .order_by(Image.id)
+)
 
 
 def unsend(engine: Engine, chunk_ids: Sequence[int]) -> None:
@@ -119,7 +156,7 @@ def take_back_lost(engine: Engine, lane: Lane, *, lease_s: float) -> None:
     """
     in_lane = select(Job.id).join(Scorer, Scorer.id == Job.scorer_id)
     in_lane = in_lane.where(Scorer.model == lane.model, Scorer.revision == lane.revision)
-    sent = and_(Chunk.state == ChunkState.SENT, Chunk.owner == lane.broker, Chunk.job_id.in_(in_lane))
+    sent = and_(HELD, Chunk.state == ChunkState.SENT, Chunk.owner == lane.broker, Chunk.job_id.in_(in_lane))
     lost = and_(sent, Chunk.until < now_s() + lease_s - SETTLE_S)
     with reading(engine) as connection:
         if connection.execute(select(Chunk.id).where(lost).limit(1)).scalar() is None:
@@ -136,8 +173,8 @@ def recover(engine: Engine) -> int:
     """
     with writing(engine) as connection:
         in_turn(connection, "send")
-        count = take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner == ""))
-        expired = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+        count = take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, Chunk.owner == ""))
+        expired = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
         for chunk_id in connection.execute(expired).scalars().all():
             count += lose(connection, chunk_id)
     return count + free_the_dead(engine)
@@ -158,16 +195,15 @@ def lanes(engine: Engine) -> list[Lane]:
 
 def free_the_dead(engine: Engine) -> int:
     """Queue again what is held by processes of this host that have ended. Returns the number of chunks."""
-    held = Chunk.state.in_((ChunkState.SENT, ChunkState.LEASED))
     with reading(engine) as connection:
-        owners = connection.execute(select(Chunk.owner).where(held, Chunk.owner != "").distinct()).scalars().all()
+        owners = connection.execute(select(Chunk.owner).where(HELD, Chunk.owner != "").distinct()).scalars().all()
     dead = [owner for owner in owners if owner is not None and is_dead(owner)]
     if not dead:
         return 0
     with writing(engine) as connection:
         in_turn(connection, "send")
-        count = take_back(connection, and_(Chunk.state == ChunkState.SENT, Chunk.owner.in_(dead)))
-        leased = select(Chunk.id).where(Chunk.state == ChunkState.LEASED, Chunk.owner.in_(dead))
+        count = take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, Chunk.owner.in_(dead)))
+        leased = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, Chunk.owner.in_(dead))
         for chunk_id in connection.execute(leased).scalars().all():
             count += lose(connection, chunk_id)
     return count

@@ -1,20 +1,37 @@
 """From a URL to an engine and its transactions."""
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from sqlalchemy import Connection, Engine, Float, create_engine, event, func, inspect, select, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Dialect,
+    Engine,
+    Float,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
@@ -44,6 +61,38 @@ def _now_sqlite(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
 @compiles(now_s, "postgresql")
 def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+class Ids(TypeDecorator[Sequence[int]]):
+    """Many ids as one parameter, so that a statement is the same however many they are."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        kind = ARRAY(BigInteger) if dialect.name == "postgresql" else Text()
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> Any:
+        return value if dialect.name == "postgresql" else json.dumps(value)
+
+
+class one_of(FunctionElement[Any]):  # noqa: N801 -- reads like the SQL functions it stands beside
+    """Whether a column has one of `Ids`. Not typed as bool: for SQLite, that adds an `= 1` which hides the index."""
+
+    inherit_cache = True
+
+
+@compiles(one_of, "sqlite")
+def _one_of_sqlite(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
+    column, ids = map(compiler.process, element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 -- of names and placeholders
+
+
+@compiles(one_of, "postgresql")
+def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
+    column, ids = map(compiler.process, element.clauses)
+    return f"{column} = ANY ({ids})"
 
 
 def default_url() -> str:
@@ -81,9 +130,12 @@ def shown(url: URL) -> str:
     return url.difference_update_query(["password"]).render_as_string()
 
 
-def connect(url: str, *, create: bool = False) -> Engine:
+def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engine:
     """
     An engine for the ledger. Connects lazily, but a SQLite file that is not there is refused unless `create`.
+
+    may_forget: waits for no disk of PostgreSQL's. Should its machine crash, what was written in the last second may be
+    gone, all that came after one moment; for a worker that is work to be done again. SQLite is always used so.
 
     Raises:
         DatabaseError: when the URL cannot be used, or there is no such file.
@@ -95,6 +147,8 @@ def connect(url: str, *, create: bool = False) -> Engine:
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)
+        if may_forget:
+            event.listen(engine, "connect", _postgresql_may_forget)
         return engine
     path = Path(parsed.database or "")
     if create:
@@ -115,6 +169,11 @@ def _postgresql_connected(connection: Any, _: object) -> None:
     # workers or compiles is never better, though old statistics may say so
     for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "max_parallel_workers_per_gather", "jit"):
         connection.execute(f"SET {setting} = 0")
+    connection.commit()
+
+
+def _postgresql_may_forget(connection: Any, _: object) -> None:
+    connection.execute("SET synchronous_commit = off")
     connection.commit()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from models.db import analyse, in_turn, now_s, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
@@ -160,7 +160,8 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
     me = identity()
     with writing(engine) as connection:
         lister = connection.execute(select(Job.lister).where(Job.id == job_id)).scalar_one()
-        free = or_(Job.lister.is_(None), Job.lister_until < now_s())
+        clock_set_back = Job.lister_until > now_s() + 2 * LISTER_S
+        free = or_(Job.lister.is_(None), Job.lister_until < now_s(), clock_set_back)
         if lister is not None and is_dead(lister):
             free = or_(free, Job.lister == lister)
         taken = connection.execute(
@@ -233,16 +234,18 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
         )
 
 
-_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state != ChunkState.DONE)
+_LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE", which the index cannot find
+_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state.in_(_LEFT))
 
 
 _DONE = and_(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
+_IS_DONE = select(Job.id).where(Job.id == bindparam("job"), _DONE)
 
 
 def finish_if_done(engine: Engine, job_id: int) -> bool:
     """Finish the job if its listing is complete and nothing of it is left, in a transaction of its own."""
     with reading(engine) as connection:
-        if connection.execute(select(Job.id).where(Job.id == job_id, _DONE)).scalar() is None:
+        if connection.execute(_IS_DONE, {"job": job_id}).scalar() is None:
             return False
     with writing(engine) as connection:
         # locked first and looked at then: a retry that was under way has its chunks queued by now

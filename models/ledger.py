@@ -4,21 +4,38 @@ Every change is guarded by the state it starts from. A claim is a token and a de
 has lost the token writes nothing.
 """
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, exists, or_, select, update
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    Float,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.db import in_turn, now_s, reading, storable, writing
+from models.db import Ids, in_turn, now_s, one_of, reading, storable, writing
 from models.errors import LeaseLost
 from models.jobs import finish_if_done
 from models.register import learn
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Utc, Worker
 
 LOSSES_TO_CRASHED = 3
 
@@ -85,6 +102,37 @@ class Failed:
     message: str
 
 
+# Statements are made once, for making one takes longer than asking the database; what varies are their parameters.
+_THIS_CHUNK = Chunk.id == bindparam("chunk")
+_OPEN = Item.state == ItemState.QUEUED
+_OF_THIS_CHUNK = and_(Item.chunk_id == bindparam("chunk"), _OPEN)
+_AMONG_THESE = and_(Item.job_id == bindparam("job"), one_of(Item.image_id, bindparam("ids", type_=Ids())), _OPEN)
+_FROM_NOW = now_s() + bindparam("lease_s", type_=Float(53))
+
+_ABOUT_CHUNK = (
+    select(
+        Job.id, Job.scorer_id, Job.rescore, Job.private, Job.state, Scorer.model, Scorer.revision, Scorer.procedure,
+        and_(Chunk.state == ChunkState.LEASED, Chunk.until < now_s()).label("is_lost"),
+    )
+    .join(Chunk, Chunk.job_id == Job.id)
+    .join(Scorer, Scorer.id == Job.scorer_id)
+    .where(_THIS_CHUNK)
+)  # fmt: skip
+_RESTED = or_(Chunk.until.is_(None), Chunk.until < now_s())
+_TAKE = (
+    update(Chunk)
+    .where(_THIS_CHUNK, or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _RESTED)))
+    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
+)
+_HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
+_OPEN_ITEMS = (
+    select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
+    .join(Item, Item.image_id == Image.id)
+    .where(_OF_THIS_CHUNK)
+    .order_by(Image.id)
+)
+
+
 def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float) -> Claim | None:
     """
     Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
@@ -92,39 +140,34 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     """
     token = secrets.token_hex(16)
     with writing(engine) as connection:
-        lost = and_(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
-        if connection.execute(select(Chunk.id).where(lost)).scalar() is not None:
+        job = connection.execute(_ABOUT_CHUNK, {"chunk": chunk_id}).one_or_none()
+        if job is not None and job.is_lost:
             lose(connection, chunk_id)
-        job = connection.execute(
-            select(Job.id, Job.scorer_id, Job.rescore, Job.private, Scorer.procedure)
-            .join(Chunk, Chunk.job_id == Job.id)
-            .join(Scorer, Scorer.id == Job.scorer_id)
-            .where(Chunk.id == chunk_id, Job.state == JobState.ACTIVE)
-            .where(Scorer.model == lane.model, Scorer.revision == lane.revision)
-        ).one_or_none()
-        if job is None or (job.private if lane.job_id is None else job.id != lane.job_id):
+        if job is None or not _is_for(job, lane):
             return None
-        free = or_(
-            Chunk.state == ChunkState.SENT,
-            and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s())),
-        )
-        taken = connection.execute(
-            update(Chunk)
-            .where(Chunk.id == chunk_id, free)
-            .values(state=ChunkState.LEASED, token=token, owner=owner, until=now_s() + lease_s)
-        )
-        if taken.rowcount != 1:
+        lease = {"chunk": chunk_id, "new_token": token, "new_owner": owner, "lease_s": lease_s}
+        if connection.execute(_TAKE, lease).rowcount != 1:
             return None
-        if not job.rescore:
-            _settle(connection, chunk_id, job.scorer_id)
-        rows = connection.execute(
-            select(Image.id, Image.uri, Image.version, Item.risk)
-            .join(Item, Item.image_id == Image.id)
-            .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-            .order_by(Image.id)
-        ).all()
-    items = [ClaimedItem(row.id, row.uri, row.version, row.risk == Risk.SUSPECT) for row in rows]
-    return Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
+        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": job.scorer_id}).all()
+        items = [
+            ClaimedItem(image_id, uri, version, bool(suspect))
+            for image_id, uri, version, suspect, has_score in rows
+            if job.rescore or not has_score
+        ]
+        claim = Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
+        if len(items) < len(rows):
+            settled = _settle_scored(connection, claim, [image_id for image_id, *_, has_score in rows if has_score])
+            _count(connection, claim, settled, 0, lease_s)
+    return claim
+
+
+def _is_for(job: Any, lane: Lane) -> bool:
+    if job.state != JobState.ACTIVE or (job.model, job.revision) != (lane.model, lane.revision):
+        return False
+    return not job.private if lane.job_id is None else job.id == lane.job_id
+
+
+_START = update(Item).where(_AMONG_THESE).values(risk=bindparam("new_risk"))
 
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -136,11 +179,8 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
     """
     with writing(engine) as connection:
         _check_lease(connection, claim)
-        connection.execute(
-            update(Item)
-            .where(Item.job_id == claim.job_id, Item.image_id.in_(image_ids), Item.state == ItemState.QUEUED)
-            .values(risk=Risk.ALONE if alone else Risk.IN_FLIGHT)
-        )
+        risk = Risk.ALONE if alone else Risk.IN_FLIGHT
+        connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 
 
 def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> bool:
@@ -163,19 +203,9 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
         real_ids = _register_learnt(connection, learnt)
         if scored:
             _write_scores(connection, claim, scored, real_ids)
-        count = _settle_items(connection, claim, [result.image_id for result in done], ItemState.SCORED)
-        for result in failed:
-            connection.execute(
-                update(Item)
-                .where(Item.job_id == claim.job_id, Item.image_id == result.image_id)
-                .values(reason=result.reason, message=storable(result.message)[:500])
-            )
-        failures = _settle_items(connection, claim, [result.image_id for result in failed], ItemState.FAILED)
-        connection.execute(
-            update(Chunk)
-            .where(Chunk.id == claim.chunk_id)
-            .values(scored=Chunk.scored + count, failed=Chunk.failed + failures, until=now_s() + lease_s)
-        )
+        count = _settle_scored(connection, claim, [result.image_id for result in done])
+        failures = _settle_failed(connection, claim, failed)
+        _count(connection, claim, count, failures, lease_s)
     return job_state == JobState.ACTIVE
 
 
@@ -202,22 +232,25 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
     """
     with writing(engine) as connection:
         try:
-            _check_lease(connection, claim)
+            job_state = _check_lease(connection, claim)
         except LeaseLost:
             return
-        _calm(connection, and_(Item.chunk_id == claim.chunk_id, Item.state == ItemState.QUEUED))
-        _release(connection, claim.chunk_id, delay_s)
-    finish_if_done(engine, claim.job_id)
+        left = _release(connection, claim.chunk_id, job_state, delay_s)
+    if left == ChunkState.DONE:
+        finish_if_done(engine, claim.job_id)
+
+
+_HELD_BY_ME = (
+    select(Job.state)
+    .join(Chunk, Chunk.job_id == Job.id)
+    .where(_THIS_CHUNK, Chunk.token == bindparam("token"), Chunk.state == ChunkState.LEASED)
+    .with_for_update(of=Chunk)
+)
 
 
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
     """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
-    query = (
-        select(Job.state)
-        .join(Chunk, Chunk.job_id == Job.id)
-        .where(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
-    )
-    job_state = connection.execute(query.with_for_update(of=Chunk)).scalar()
+    job_state = connection.execute(_HELD_BY_ME, {"chunk": claim.chunk_id, "token": claim.token}).scalar()
     if job_state is None:
         raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
     return JobState(job_state)
@@ -232,43 +265,74 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int
     return {row.id: real_ids[row.uri] for row in rows}
 
 
+def _overwriting(insert: Any) -> Any:
+    keys = ("image_id", "scorer_id")
+    changed = {each.name: insert.excluded[each.name] for each in Score.__table__.columns if each.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+_SAME = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
+_VARIES = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in _SAME]
+_DOCUMENT = cast(bindparam("rows", type_=Text()), JSON())
+_ROWS = select(
+    func.json_to_recordset(_DOCUMENT).table_valued(*_VARIES).render_derived(with_types=True), *_SAME.values()
+)
+_WRITE_EACH = _overwriting(sqlite.insert(Score))
+_WRITE_ALL = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in _VARIES), *_SAME], _ROWS))
+
+
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
+    by_id = {real_ids.get(result.image_id, result.image_id): result for result in scored}
     rows: list[dict[str, Any]] = [
         {
-            "image_id": real_ids.get(result.image_id, result.image_id), "scorer_id": claim.scorer_id,
-            "score": result.score,
+            "image_id": image_id, "score": result.score,
             **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
-            "dtype": result.dtype, "job_id": claim.job_id, "scored_at": datetime.now(UTC),
+            "dtype": result.dtype,
         }
-        for result in scored
+        for image_id, result in sorted(by_id.items())  # in one order for all, or two could wait for each other
     ]  # fmt: skip
-    rows.sort(key=lambda row: row["image_id"])  # in one order for all, or two could wait for each other
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(Score)
-    changed = {column: statement.excluded[column] for column in rows[0] if column not in ("image_id", "scorer_id")}
-    connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "scorer_id"], set_=changed), rows)
+    now = datetime.now(UTC)
+    if connection.dialect.name == "postgresql":  # whose client would send them one by one
+        same = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}
+        connection.execute(_WRITE_ALL, {"rows": json.dumps(rows), **same})
+    else:
+        same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": now}
+        connection.execute(_WRITE_EACH, [row | same for row in rows])
 
 
-def _settle_items(connection: Connection, claim: Claim, ids: Sequence[int], state: ItemState) -> int:
-    if not ids:
-        return 0
-    return connection.execute(
-        update(Item)
-        .where(Item.job_id == claim.job_id, Item.image_id.in_(ids), Item.state == ItemState.QUEUED)
-        .values(state=state, risk=Risk.NONE)
-    ).rowcount
+_SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)
+_SETTLE_FAILED = (
+    update(Item)
+    .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), _OPEN)
+    .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words"))
+)
+_COUNT = (
+    update(Chunk)
+    .where(_THIS_CHUNK)
+    .values(scored=Chunk.scored + bindparam("more_scored"), failed=Chunk.failed + bindparam("more_failed"))
+    .values(until=_FROM_NOW)
+)
 
 
-def _settle(connection: Connection, chunk_id: int, scorer_id: int) -> None:
-    """Items that another job has scored meanwhile are scored."""
-    has_score = exists().where(Score.image_id == Item.image_id, Score.scorer_id == scorer_id)
-    settled = connection.execute(
-        update(Item)
-        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, has_score)
-        .values(state=ItemState.SCORED, risk=Risk.NONE)
-    ).rowcount
-    if settled:
-        connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(scored=Chunk.scored + settled))
+def _settle_scored(connection: Connection, claim: Claim, ids: Sequence[int]) -> int:
+    return connection.execute(_SETTLE_SCORED, {"job": claim.job_id, "ids": ids}).rowcount if ids else 0
+
+
+def _settle_failed(connection: Connection, claim: Claim, failed: Sequence[Failed]) -> int:
+    rows = [
+        {
+            "job": claim.job_id, "image": result.image_id,
+            "why": result.reason, "words": storable(result.message)[:500],
+        }
+        for result in failed
+    ]  # fmt: skip
+    return connection.execute(_SETTLE_FAILED, rows).rowcount if rows else 0
+
+
+def _count(connection: Connection, claim: Claim, scored: int, failed: int, lease_s: float) -> None:
+    """Add to the chunk's counts, and extend its lease."""
+    counts = {"more_scored": scored, "more_failed": failed}
+    connection.execute(_COUNT, {"chunk": claim.chunk_id, "lease_s": lease_s, **counts})
 
 
 def lose(connection: Connection, chunk_id: int) -> int:
@@ -276,13 +340,17 @@ def lose(connection: Connection, chunk_id: int) -> int:
     The worker that held a chunk is dead or out of touch. What it had in flight becomes suspect; what it ran alone
     has one more loss, and fails with the third.
     """
-    query = select(Chunk.id).where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
-    if connection.execute(query.with_for_update(skip_locked=True)).scalar() is None:
+    query = (
+        select(Job.state)
+        .join(Chunk, Chunk.job_id == Job.id)
+        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
+    )
+    job_state = connection.execute(query.with_for_update(of=Chunk, skip_locked=True)).scalar()
+    if job_state is None:
         return 0
     open_items = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
     if _was_told_to_end(connection, chunk_id):
-        _calm(connection, open_items)
-        _release(connection, chunk_id, 0.0)
+        _release(connection, chunk_id, job_state)
         return 1
     crashed = and_(open_items, Item.risk == Risk.ALONE, Item.losses + 1 >= LOSSES_TO_CRASHED)
     count = connection.execute(
@@ -302,7 +370,7 @@ def lose(connection: Connection, chunk_id: int) -> int:
         .values(risk=Risk.SUSPECT, losses=case((Item.risk == Risk.ALONE, Item.losses + 1), else_=Item.losses))
     )
     connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(failed=Chunk.failed + count))
-    _release(connection, chunk_id, 0.0)
+    _release(connection, chunk_id, job_state)
     return 1
 
 
@@ -313,27 +381,30 @@ def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-def _calm(connection: Connection, items: ColumnElement[bool]) -> None:
-    """Nothing of these items is in flight any more, and nothing is laid to them."""
-    connection.execute(update(Item).where(items, Item.risk == Risk.IN_FLIGHT).values(risk=Risk.NONE))
-    connection.execute(update(Item).where(items, Item.risk == Risk.ALONE).values(risk=Risk.SUSPECT))
+_CANCEL = update(Item).where(_OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Risk.NONE)
+_CALM = (
+    update(Item)
+    .where(_OF_THIS_CHUNK, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
+    .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
+)
+_RELEASE = (
+    update(Chunk)
+    .where(_THIS_CHUNK)
+    .values(
+        state=case((exists().where(_OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
+        token=None,
+        owner=None,
+        until=now_s() + bindparam("delay_s", type_=Float(53)),
+    )
+    .returning(Chunk.state)
+)
 
 
-def _release(connection: Connection, chunk_id: int, delay_s: float) -> None:
-    cancelled = exists().where(Chunk.id == chunk_id, Job.id == Chunk.job_id, Job.state == JobState.CANCELLED)
-    connection.execute(
-        update(Item)
-        .where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED, cancelled)
-        .values(state=ItemState.CANCELLED, risk=Risk.NONE)
-    )
-    left = exists().where(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
-    connection.execute(
-        update(Chunk)
-        .where(Chunk.id == chunk_id)
-        .values(
-            state=case((left, ChunkState.QUEUED), else_=ChunkState.DONE),
-            token=None,
-            owner=None,
-            until=now_s() + delay_s if delay_s else None,
-        )
-    )
+def _release(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
+    """
+    A leased chunk is queued again, or done. Nothing of it is in flight any more, and nothing more is laid to its
+    items: what ran alone does so again. The chunk's new state.
+    """
+    chunk = {"chunk": chunk_id}
+    connection.execute(_CANCEL if job_state == JobState.CANCELLED else _CALM, chunk)
+    return connection.execute(_RELEASE, {**chunk, "delay_s": delay_s or None}).scalar_one()

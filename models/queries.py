@@ -73,8 +73,6 @@ class Progress:
 
 def progress(engine: Engine, job_id: int) -> Progress:
     """The progress of a job, summed over its chunks."""
-    left = Chunk.size - Chunk.scored - Chunk.failed
-    waiting = Chunk.state.in_((ChunkState.QUEUED, ChunkState.SENT))
     with reading(engine) as connection:
         job = connection.execute(
             select(
@@ -83,20 +81,16 @@ def progress(engine: Engine, job_id: int) -> Progress:
                 func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
         ).one()  # fmt: skip
-        counts = connection.execute(
-            select(
-                func.coalesce(func.sum(left).filter(waiting), 0).label("queued"),
-                func.coalesce(func.sum(left).filter(Chunk.state == ChunkState.LEASED), 0).label("running"),
-                func.coalesce(func.sum(Chunk.scored), 0).label("scored"),
-                func.coalesce(func.sum(Chunk.failed), 0).label("failed"),
-                func.coalesce(func.sum(left).filter(Chunk.state == ChunkState.DONE), 0).label("cancelled"),
-            ).where(Chunk.job_id == job_id)
-        ).one()
+        sums = (func.sum(Chunk.size), func.sum(Chunk.scored), func.sum(Chunk.failed))
+        by_state = select(Chunk.state, *sums).where(Chunk.job_id == job_id).group_by(Chunk.state)
+        rows = connection.execute(by_state).all()
+    left = {state: int(size - scored - failed) for state, size, scored, failed in rows}
     return Progress(
         job=job_id, name=job.name, state=JobState(job.state), model=job.model, revision=job.revision,
         procedure=job.procedure, is_listed=job.listed_at is not None, skipped=job.skipped,
-        skipped_failed=job.skipped_failed, queued=int(counts.queued), running=int(counts.running),
-        scored=int(counts.scored), failed=int(counts.failed), cancelled=int(counts.cancelled),
+        skipped_failed=job.skipped_failed, queued=left.get(ChunkState.QUEUED, 0) + left.get(ChunkState.SENT, 0),
+        running=left.get(ChunkState.LEASED, 0), scored=sum(int(row[2]) for row in rows),
+        failed=sum(int(row[3]) for row in rows), cancelled=left.get(ChunkState.DONE, 0),
         max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
         created_at=job.created_at, finished_at=job.finished_at,
     )  # fmt: skip

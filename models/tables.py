@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -140,6 +141,10 @@ class Chunk(Base):
             sqlite_where=text("state IN ('sent', 'leased')"),
         ),
     )
+
+
+HELD = Chunk.state.in_((literal_column("'sent'"), literal_column("'leased'")))
+"""In the words of the index of those, and not with parameters: or SQLite looks through all chunks."""
 
 
 class Item(Base):

@@ -76,7 +76,7 @@ class Fleet:
         """Whether no item of a chunk has come to anything."""
         with db.reading(self.engine) as connection:
             states = connection.execute(select(Item.state).where(Item.chunk_id == chunk_id)).scalars().all()
-        return set(states) == {ItemState.QUEUED}
+        return set(states) <= {ItemState.QUEUED, ItemState.CANCELLED}
 
     def does_honest_work(self) -> None:
         """What was sent before it has been dealt with; the worker lives."""

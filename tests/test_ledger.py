@@ -1,16 +1,22 @@
 """The life of a chunk, on both databases."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 
-from models import backlog, fleet, jobs, ledger, queries
+from migrations.upgrade import upgrade
+from models import backlog, db, fleet, jobs, ledger, queries
 from models.db import now_s, reading, writing
 from models.errors import LeaseLost
 from models.ledger import Claim, Failed, Known, Lane, Scored
 from models.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
-from models.tables import Chunk, Image, Job, Score, Worker
+from models.tables import Chunk, Image, Item, Job, Score, Worker
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 HERE = fleet.identity()
@@ -131,10 +137,12 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
     first = claim.items[0].image_id
 
     ledger.record(engine, claim, [good(first)], 60)
-    ledger.record(engine, claim, [good(first), Failed(first, Reason.CORRUPT, "no")], 60)
+    ledger.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
 
     progress = queries.progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
+    with reading(engine) as connection:
+        assert connection.execute(select(Item.reason).where(Item.image_id == first)).scalar() is None
 
 
 def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
@@ -160,6 +168,18 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
     assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
     expire(engine)
     assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
+    listed(engine, photos(3))
+    late = claimed(engine, owner="far:1:1.00")
+    ledger.start(engine, late, [late.items[1].image_id])
+    expire(engine)
+
+    claim = ledger.claim(engine, late.chunk_id, LANE, HERE, 60)
+
+    assert claim is not None
+    assert [item.suspect for item in claim.items] == [False, True, False]
 
 
 def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
@@ -198,6 +218,27 @@ def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engi
     listed(engine, photos(3))
     backlog.send(engine, LANE, ahead=2, lease_s=60)
     expire(engine)
+
+    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    with writing(engine) as connection:
+        connection.execute(update(Chunk).values(until=now_s() + 7200))
+
+    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
+
+    with reading(engine) as connection:
+        assert connection.execute(select(Chunk.until - now_s())).scalar_one() <= 60
+    with writing(engine) as connection:
+        assert ledger.extend(connection, claim, 60), "and takes none away"
+
+
+def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
+    listed(engine, photos(3))
+    ledger.hand_back(engine, claimed(engine), delay_s=7200)
 
     assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
@@ -375,3 +416,115 @@ def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Eng
     assert [(one.version, one.score) for one in queries.results(engine, queries.Wanted())] == [("v2", 0.9)]
     both = queries.results(engine, queries.Wanted(all_versions=True))
     assert [one.version for one in both] == ["v1", "v2"]
+
+
+def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -> None:
+    job_id = listed(engine, photos(6))
+    claim = claimed(engine)
+    ids = [item.image_id for item in claim.items]
+
+    failed = [Failed(image_id, Reason.CORRUPT, f"broken {image_id}\0") for image_id in ids[:4]]
+    ledger.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
+    ledger.hand_back(engine, claim)
+
+    progress = queries.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.state) == (2, 4, JobState.FINISHED)
+    assert [failure.message for failure in queries.failures(engine, job_id)] == [
+        f"broken {image_id}\\0" for image_id in ids[:4]
+    ]
+
+
+@contextmanager
+def noting(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that are executed meanwhile, with their parameters."""
+    noted: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, ___: object, many: bool) -> None:
+        noted.append((statement, parameters[0] if many else parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield noted
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def whole_turn(engine: Engine) -> int:
+    """A chunk's way through a worker, every second photo a failure; its number of items."""
+    claim = claimed(engine)
+    ids = [item.image_id for item in claim.items]
+    ledger.start(engine, claim, ids)
+    failed = [Failed(image_id, Reason.CORRUPT, "broken") for image_id in ids[::2]]
+    ledger.record(engine, claim, [*failed, *map(good, ids[1::2])], 60)
+    ledger.hand_back(engine, claim)
+    return len(ids)
+
+
+def test_a_chunk_of_many_items_takes_the_same_statements_as_one_of_few(engine: Engine) -> None:
+    listed(engine, photos(4))
+    with noting(engine) as few:
+        assert whole_turn(engine) == 4
+    listed(engine, photos(500, "file:///q/"), replace(SPEC, key="q"))
+    with writing(engine) as connection:  # its later chunks are larger
+        connection.execute(update(Chunk).where(Chunk.size < 32).values(state=ChunkState.DONE))
+
+    with noting(engine) as many:
+        assert whole_turn(engine) >= 32
+
+    assert {statement for statement, _ in many} <= {statement for statement, _ in few}
+    assert len(many) <= len(few)  # the few were all of a job, which is finished with them
+
+
+def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    engine = db.connect(url)
+    listed(engine, photos(500))
+    with noting(engine) as noted:
+        whole_turn(engine)
+        backlog.send(engine, LANE, ahead=2, lease_s=60)
+        backlog.free_the_dead(engine)
+        backlog.recover(engine)
+        jobs.finish_done_jobs(engine)
+
+    with reading(engine) as connection:
+        plans = {
+            statement: [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            for statement, parameters in noted
+            if not statement.startswith("BEGIN")
+        }
+    engine.dispose()
+
+    steps = [(statement, step) for statement, plan in plans.items() for step in plan]
+    assert steps
+    for statement, step in steps:
+        for table in ("chunks", "items", "images", "scores"):
+            assert not step.startswith(f"SCAN {table}") or "ix_chunks_until_held" in step, (step, statement)
+        if step.startswith("SEARCH items"):
+            assert "image_id=?" in step or "chunk_id=?" in step, (step, statement)
+
+
+def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None:
+    same = [listed(engine, photos(300), replace(SPEC, key=key)) for key in "abc"]
+
+    def work(number: int) -> int:
+        scored = 0
+        while any(queries.progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
+            for message in backlog.send(engine, LANE, ahead=6, lease_s=60):
+                claim = ledger.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
+                if claim is None:
+                    continue
+                ids = [item.image_id for item in reversed(claim.items)]
+                for batch in (ids[::2], ids[1::2]):
+                    ledger.start(engine, claim, batch)
+                    ledger.record(engine, claim, [good(image_id) for image_id in batch], 60)
+                ledger.hand_back(engine, claim)
+                scored += len(ids)
+        return scored
+
+    with ThreadPoolExecutor(4) as pool:
+        total = sum(pool.map(work, range(4)))
+
+    progress = [queries.progress(engine, job_id) for job_id in same]
+    assert [(one.scored, one.failed, one.left) for one in progress] == [(300, 0, 0)] * 3
+    assert 300 <= total <= 900
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 300

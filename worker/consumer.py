@@ -25,7 +25,9 @@ class Consumer(CeleryConsumer):
     """The part of a worker's parent that takes messages from Redis: whatever Redis does, it tries again."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        # their events are for nobody, and while Redis is away, sending one would hold up even the end of the worker
+        quiet = dict.fromkeys(("without_heartbeat", "without_gossip", "without_mingle"), True)
+        super().__init__(*args, **options | quiet)
         self.connection_errors: tuple[type[BaseException], ...] = (*self.conninfo.connection_errors, *GARBLED)
         self._told = _Once()
         self._failed_at = 0.0

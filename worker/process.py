@@ -54,7 +54,7 @@ class Process:
 
         self.app = app
         self.settings = settings
-        self.engine: Engine = db.connect(settings.database_url)
+        self.engine: Engine = db.connect(settings.database_url, may_forget=True)
         self.lane = lane_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
         self.owner = fleet.identity()
         self.stopping = False
