@@ -1,6 +1,7 @@
 # make demo    score the example photos, with nothing else installed
 # make test    run all tests
 # make fuzz    decode broken photos for ten minutes, or FUZZ_SECONDS
+# make chaos   kill a fleet at random while it scores: four runs of CHAOS_ITEMS (10000) with CHAOS_KILLS (100)
 # make lint    ruff, and the Docker files
 # make types   mypy
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fuzz lint types
+.PHONY: demo test fuzz chaos lint types
 
 demo: $(VENV)/worker
 	env -u QSIT_BROKER_URL QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit score examples/photos --model demo
@@ -19,6 +20,9 @@ test: $(VENV)/test
 
 fuzz: $(VENV)/test
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/test_fuzz.py
+
+chaos: $(VENV)/test
+	CHAOS_KILLS=$${CHAOS_KILLS:-100} $(BIN)/python -m pytest tests/test_chaos.py -o log_cli=true -o log_cli_level=INFO
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

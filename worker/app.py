@@ -9,6 +9,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import psutil
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
@@ -18,6 +19,8 @@ log = logging.getLogger("qsit")
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 NO_MODEL = 1
+SAME_SIGNAL_S = 1.0
+"""Signals this close are one: `timeout`, for one, signals a program and then its group."""
 
 
 def configuration() -> dict[str, Any]:
@@ -102,12 +105,27 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
 
 @signals.celeryd_after_setup.connect
 def _prepare_signals(instance: Any, **_: Any) -> None:
-    """In the parent: a process that cannot load its model ends the worker; a shutdown reaches the processes."""
+    """
+    In the parent: a process that cannot load its model ends the worker; a shutdown reaches the processes, and a second
+    signal ends all at once: Celery heeds no second SIGTERM, and waits for the batch at a second Ctrl-C, too.
+    """
 
     def give_up(*_: object) -> None:
         worker_state.should_stop = NO_MODEL
 
     def tell_processes(**_: Any) -> None:
+        told_at = time.monotonic()
+
+        def end_at_once(number: int, _: object) -> None:
+            if time.monotonic() - told_at < SAME_SIGNAL_S:
+                return
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            os._exit(128 + number)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, end_at_once)
         for pid in instance.pool.info["processes"] if instance.pool else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
@@ -121,8 +139,9 @@ def _begin_process(**_: Any) -> None:
     """In a process of the pool: load the model on the device that is its own."""
     from billiard.process import current_process
 
-    from worker import process, settings
+    from worker import orphans, process, settings
 
+    orphans.end_with_parent()
     try:
         chosen = settings.load()
         devices = find_devices(chosen.device)

@@ -154,10 +154,12 @@ class Pipeline:
         tokens = 0
         while flying and not self._is_spent:
             item = flying[0].item
-            if not flying[0].is_done(min(1.0, self.decode_s / 2)):
+            patience_s = min(1.0, self.decode_s / 2)
+            if not flying[0].is_done(patience_s):
                 if stopping():
                     break
-                if flying[0].is_stuck(self.decode_s):
+                # twice: a process that was stopped meanwhile, or its whole machine, finds the time gone
+                if flying[0].is_stuck(self.decode_s) and not flying[0].is_done(patience_s):
                     words = f"decoding it takes longer than {self.decode_s:g} s (QSIT_DECODE_S)"
                     settled.append(Failed(item.image_id, Reason.TIMEOUT, words))
                     self._fault = ProcessSpent("decoding a photo takes too long; the process is replaced")
