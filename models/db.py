@@ -2,6 +2,7 @@
 
 import json
 import os
+import select as select_module
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -35,7 +36,7 @@ from sqlalchemy.types import TypeEngine
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The migration this program is written for; a test pins it to the newest one."""
 
 
@@ -143,10 +144,11 @@ def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engi
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
         try:
-            engine = create_engine(parsed, pool_pre_ping=True, connect_args=PATIENCE)
+            engine = create_engine(parsed, connect_args=PATIENCE)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)
+        event.listen(engine, "checkout", _postgresql_checked_out)
         if may_forget:
             event.listen(engine, "connect", _postgresql_may_forget)
         return engine
@@ -175,6 +177,18 @@ def _postgresql_connected(connection: Any, _: object) -> None:
 def _postgresql_may_forget(connection: Any, _: object) -> None:
     connection.execute("SET synchronous_commit = off")
     connection.commit()
+
+
+def _postgresql_checked_out(connection: Any, *_: object) -> None:
+    # a server says nothing to who asks nothing; if there is something to read, it is the end. Costs no question
+    if connection.closed or _has_news(connection.fileno()):
+        raise DisconnectionError
+
+
+def _has_news(descriptor: int) -> bool:
+    poll = select_module.poll()
+    poll.register(descriptor, select_module.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:

@@ -4,7 +4,6 @@ Every change is guarded by the state it starts from. A claim is a token and a de
 has lost the token writes nothing.
 """
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Connection,
     Engine,
     Float,
+    ScalarSelect,
     Text,
     and_,
     bindparam,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.db import Ids, in_turn, now_s, one_of, reading, storable, writing
 from models.errors import LeaseLost
@@ -109,21 +111,33 @@ _OF_THIS_CHUNK = and_(Item.chunk_id == bindparam("chunk"), _OPEN)
 _AMONG_THESE = and_(Item.job_id == bindparam("job"), one_of(Item.image_id, bindparam("ids", type_=Ids())), _OPEN)
 _FROM_NOW = now_s() + bindparam("lease_s", type_=Float(53))
 
-_ABOUT_CHUNK = (
-    select(
-        Job.id, Job.scorer_id, Job.rescore, Job.private, Job.state, Scorer.model, Scorer.revision, Scorer.procedure,
-        and_(Chunk.state == ChunkState.LEASED, Chunk.until < now_s()).label("is_lost"),
-    )
-    .join(Chunk, Chunk.job_id == Job.id)
-    .join(Scorer, Scorer.id == Job.scorer_id)
-    .where(_THIS_CHUNK)
-)  # fmt: skip
-_RESTED = or_(Chunk.until.is_(None), Chunk.until < now_s())
+_MINE = and_(_THIS_CHUNK, Chunk.token == bindparam("held_by"), Chunk.state == ChunkState.LEASED)
+_FREE = or_(
+    Chunk.state == ChunkState.SENT,
+    and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s())),
+)
+_ONLY_JOB = bindparam("only_job", type_=BigInteger)
+_FOR_THIS_LANE = (
+    exists()
+    .where(Job.id == Chunk.job_id, Job.state == JobState.ACTIVE, Scorer.id == Job.scorer_id)
+    .where(Scorer.model == bindparam("model"), Scorer.revision == bindparam("revision"))
+    .where(or_(Job.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), Job.private.is_(False))))
+)
+
+
+def _of_its_job(what: InstrumentedAttribute[Any]) -> ScalarSelect[Any]:
+    return select(what).where(Job.id == Chunk.job_id).correlate(Chunk).scalar_subquery()
+
+
+_ITS_SCORER = _of_its_job(Job.scorer_id)
+_ITS_PROCEDURE = select(Scorer.procedure).where(Scorer.id == _ITS_SCORER).scalar_subquery()
 _TAKE = (
     update(Chunk)
-    .where(_THIS_CHUNK, or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _RESTED)))
+    .where(_THIS_CHUNK, _FREE, _FOR_THIS_LANE)
     .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
+    .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE)
 )
+_OVERDUE = select(Chunk.id).where(_THIS_CHUNK, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
 _HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
 _OPEN_ITEMS = (
     select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
@@ -139,32 +153,29 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     this lane, or its job is not active. Items that have their score by now are settled without being returned.
     """
     token = secrets.token_hex(16)
+    terms = {
+        "chunk": chunk_id, "model": lane.model, "revision": lane.revision, "only_job": lane.job_id,
+        "new_token": token, "new_owner": owner, "lease_s": lease_s,
+    }  # fmt: skip
     with writing(engine) as connection:
-        job = connection.execute(_ABOUT_CHUNK, {"chunk": chunk_id}).one_or_none()
-        if job is not None and job.is_lost:
+        taken = connection.execute(_TAKE, terms).one_or_none()
+        if taken is None and connection.execute(_OVERDUE, terms).scalar() is not None:
             lose(connection, chunk_id)
-        if job is None or not _is_for(job, lane):
+            taken = connection.execute(_TAKE, terms).one_or_none()
+        if taken is None:
             return None
-        lease = {"chunk": chunk_id, "new_token": token, "new_owner": owner, "lease_s": lease_s}
-        if connection.execute(_TAKE, lease).rowcount != 1:
-            return None
-        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": job.scorer_id}).all()
+        job_id, scorer_id, rescore, procedure = taken
+        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": scorer_id}).all()
         items = [
             ClaimedItem(image_id, uri, version, bool(suspect))
             for image_id, uri, version, suspect, has_score in rows
-            if job.rescore or not has_score
+            if rescore or not has_score
         ]
-        claim = Claim(chunk_id, job.id, job.scorer_id, job.procedure, job.rescore, token, items)
         if len(items) < len(rows):
-            settled = _settle_scored(connection, claim, [image_id for image_id, *_, has_score in rows if has_score])
-            _count(connection, claim, settled, 0, lease_s)
-    return claim
-
-
-def _is_for(job: Any, lane: Lane) -> bool:
-    if job.state != JobState.ACTIVE or (job.model, job.revision) != (lane.model, lane.revision):
-        return False
-    return not job.private if lane.job_id is None else job.id == lane.job_id
+            settled = [image_id for image_id, *_, has_score in rows if has_score]
+            _settle_scored(connection, job_id, settled)
+            _count(connection, chunk_id, len(settled), 0)
+    return Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items)
 
 
 _START = update(Item).where(_AMONG_THESE).values(risk=bindparam("new_risk"))
@@ -202,14 +213,18 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
     with writing(engine) as connection:
         if learnt:
             in_turn(connection, "jobs")
-        job_state = _check_lease(connection, claim)
+        counts = {"more_scored": len(done), "more_failed": len(failed)}
+        job_state = connection.execute(_RECORD, {**_lease_of(claim), **counts, "lease_s": lease_s}).scalar()
+        if job_state is None:
+            raise _lost(claim)
         real_ids = _register_learnt(connection, learnt)
         if scored:
             _write_scores(connection, claim, scored, real_ids)
-        count = _settle_scored(connection, claim, [result.image_id for result in done])
-        failures = _settle_failed(connection, claim, failed)
-        _count(connection, claim, count, failures, lease_s)
-    return job_state == JobState.ACTIVE
+        settled = _settle_scored(connection, claim.job_id, [result.image_id for result in done])
+        settled_failed = _settle_failed(connection, claim.job_id, failed)
+        if (settled, settled_failed) != (len(done), len(failed)):  # some had been recorded before
+            _count(connection, claim.chunk_id, settled - len(done), settled_failed - len(failed))
+    return JobState(job_state) is JobState.ACTIVE
 
 
 def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
@@ -243,19 +258,22 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
         finish_if_done(engine, claim.job_id)
 
 
-_HELD_BY_ME = (
-    select(Job.state)
-    .join(Chunk, Chunk.job_id == Job.id)
-    .where(_THIS_CHUNK, Chunk.token == bindparam("token"), Chunk.state == ChunkState.LEASED)
-    .with_for_update(of=Chunk)
-)
+_HELD_BY_ME = select(Job.state).join(Chunk, Chunk.job_id == Job.id).where(_MINE).with_for_update(of=Chunk)
+
+
+def _lease_of(claim: Claim) -> dict[str, object]:
+    return {"chunk": claim.chunk_id, "held_by": claim.token}
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
 
 
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
     """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
-    job_state = connection.execute(_HELD_BY_ME, {"chunk": claim.chunk_id, "token": claim.token}).scalar()
+    job_state = connection.execute(_HELD_BY_ME, _lease_of(claim)).scalar()
     if job_state is None:
-        raise LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
+        raise _lost(claim)
     return JobState(job_state)
 
 
@@ -284,23 +302,29 @@ _WRITE_EACH = _overwriting(sqlite.insert(Score))
 _WRITE_ALL = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in _VARIES), *_SAME], _ROWS))
 
 
+_AS_JSON = '{"image_id":%d,"score":%.17g,"excellent":%.9g,"good":%.9g,"fair":%.9g,"poor":%.9g,"bad":%.9g,"dtype":"%s"}'
+"""Nine digits tell a float32 from the next, seventeen any float; json.dumps takes five times as long."""
+
+
 def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
     by_id = {real_ids.get(result.image_id, result.image_id): result for result in scored}
-    rows: list[dict[str, Any]] = [
-        {
-            "image_id": image_id, "score": result.score,
-            **dict(zip(("excellent", "good", "fair", "poor", "bad"), result.logits, strict=True)),
-            "dtype": result.dtype,
-        }
-        for image_id, result in sorted(by_id.items())  # in one order for all, or two could wait for each other
-    ]  # fmt: skip
+    in_order = sorted(by_id.items())  # in one order for all, or two could wait for each other
     now = datetime.now(UTC)
     if connection.dialect.name == "postgresql":  # whose client would send them one by one
-        same = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}
-        connection.execute(_WRITE_ALL, {"rows": json.dumps(rows), **same})
-    else:
-        same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": now}
-        connection.execute(_WRITE_EACH, [row | same for row in rows])
+        same: dict[str, object] = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}
+        rows = [_AS_JSON % (image_id, each.score, *each.logits, each.dtype) for image_id, each in in_order]
+        connection.execute(_WRITE_ALL, {"rows": f"[{','.join(rows)}]", **same})
+        return
+    same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": now}
+    words = ("excellent", "good", "fair", "poor", "bad")
+    connection.execute(
+        _WRITE_EACH,
+        [
+            {"image_id": image_id, "score": each.score, **dict(zip(words, each.logits, strict=True)),
+             "dtype": each.dtype, **same}
+            for image_id, each in in_order
+        ],
+    )  # fmt: skip
 
 
 _SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)
@@ -309,22 +333,21 @@ _SETTLE_FAILED = (
     .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), _OPEN)
     .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words"))
 )
-_COUNT = (
-    update(Chunk)
-    .where(_THIS_CHUNK)
-    .values(scored=Chunk.scored + bindparam("more_scored"), failed=Chunk.failed + bindparam("more_failed"))
-    .values(until=_FROM_NOW)
-)
+_COUNTED = {
+    "scored": Chunk.scored + bindparam("more_scored"), "failed": Chunk.failed + bindparam("more_failed"),
+}  # fmt: skip
+_COUNT = update(Chunk).where(_THIS_CHUNK).values(_COUNTED)
+_RECORD = update(Chunk).where(_MINE).values(**_COUNTED, until=_FROM_NOW).returning(_of_its_job(Job.state))
 
 
-def _settle_scored(connection: Connection, claim: Claim, ids: Sequence[int]) -> int:
-    return connection.execute(_SETTLE_SCORED, {"job": claim.job_id, "ids": ids}).rowcount if ids else 0
+def _settle_scored(connection: Connection, job_id: int, ids: Sequence[int]) -> int:
+    return connection.execute(_SETTLE_SCORED, {"job": job_id, "ids": ids}).rowcount if ids else 0
 
 
-def _settle_failed(connection: Connection, claim: Claim, failed: Sequence[Failed]) -> int:
+def _settle_failed(connection: Connection, job_id: int, failed: Sequence[Failed]) -> int:
     rows = [
         {
-            "job": claim.job_id, "image": result.image_id,
+            "job": job_id, "image": result.image_id,
             "why": result.reason, "words": storable(result.message)[:500],
         }
         for result in failed
@@ -332,10 +355,8 @@ def _settle_failed(connection: Connection, claim: Claim, failed: Sequence[Failed
     return connection.execute(_SETTLE_FAILED, rows).rowcount if rows else 0
 
 
-def _count(connection: Connection, claim: Claim, scored: int, failed: int, lease_s: float) -> None:
-    """Add to the chunk's counts, and extend its lease."""
-    counts = {"more_scored": scored, "more_failed": failed}
-    connection.execute(_COUNT, {"chunk": claim.chunk_id, "lease_s": lease_s, **counts})
+def _count(connection: Connection, chunk_id: int, scored: int, failed: int) -> None:
+    connection.execute(_COUNT, {"chunk": chunk_id, "more_scored": scored, "more_failed": failed})
 
 
 def lose(connection: Connection, chunk_id: int) -> int:
