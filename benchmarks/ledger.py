@@ -25,7 +25,7 @@ from benchmarks.library import DIALECT
 from benchmarks.scale import LANE, databases, percentiles, submit
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, jobs, ledger, queries, register
-from models.ledger import Claim, Failed, Scored
+from models.claims import Claim, Failed, Scored
 from models.states import Reason, WorkerState
 from models.tables import Worker
 

@@ -35,8 +35,8 @@ from benchmarks import library
 from benchmarks.library import BIG_JOB, GOOD_MONTH, MODEL, SECOND_JOB, SECOND_MODEL, Library
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, jobs, ledger, queries
+from models.claims import Lane
 from models.jobs import JobSpec
-from models.ledger import Lane
 from models.queries import Wanted
 from producer.local import broker_program
 from producer.submit import BATCH

@@ -1,24 +1,17 @@
 """From a URL to an engine and its transactions."""
 
-import json
 import os
 import select as select_module
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     Connection,
-    Dialect,
     Engine,
-    Float,
-    Text,
-    TypeDecorator,
     create_engine,
     event,
     func,
@@ -29,10 +22,6 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeEngine
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
@@ -45,55 +34,6 @@ PATIENCE = {
     # a server that is gone without a word is noticed within half a minute
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
 }  # fmt: skip
-
-
-class now_s(FunctionElement[float]):  # noqa: N801 -- reads like the SQL functions it stands beside
-    """Seconds since 1970 by the database's clock, which every worker shares."""
-
-    type = Float(53)
-    inherit_cache = True
-
-
-@compiles(now_s, "sqlite")
-def _now_sqlite(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(now_s, "postgresql")
-def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
-    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
-
-
-class Ids(TypeDecorator[Sequence[int]]):
-    """Many ids as one parameter, so that a statement is the same however many they are."""
-
-    impl = Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        kind = ARRAY(BigInteger) if dialect.name == "postgresql" else Text()
-        return dialect.type_descriptor(kind)
-
-    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> Any:
-        return value if dialect.name == "postgresql" else json.dumps(value)
-
-
-class one_of(FunctionElement[Any]):  # noqa: N801 -- reads like the SQL functions it stands beside
-    """Whether a column has one of `Ids`. Not typed as bool: for SQLite, that adds an `= 1` which hides the index."""
-
-    inherit_cache = True
-
-
-@compiles(one_of, "sqlite")
-def _one_of_sqlite(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
-    column, ids = map(compiler.process, element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 -- of names and placeholders
-
-
-@compiles(one_of, "postgresql")
-def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
-    column, ids = map(compiler.process, element.clauses)
-    return f"{column} = ANY ({ids})"
 
 
 def default_url() -> str:

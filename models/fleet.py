@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 from sqlalchemy import Connection, Engine, delete, select, update
 
-from models.db import now_s, reading, storable, writing
+from models.db import reading, storable, writing
+from models.sql import now_s
 from models.states import WorkerState
 from models.tables import Worker
 

@@ -7,10 +7,11 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, insert, or_, select, update
 
-from models.db import analyse, in_turn, now_s, reading, writing
+from models.db import analyse, in_turn, reading, writing
 from models.errors import JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
 from models.register import insert_items, register
+from models.sql import now_s
 from models.states import UNKNOWN_VERSION, ChunkState, JobState
 from models.tables import Chunk, Job, Scorer
 

@@ -5,103 +5,35 @@ has lost the token writes nothing.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Connection,
     Engine,
     Float,
     ScalarSelect,
-    Text,
     and_,
     bindparam,
     case,
-    cast,
-    column,
     exists,
-    func,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
 
-from models.db import Ids, in_turn, now_s, one_of, reading, storable, writing
+from models import scores
+from models.claims import Claim, ClaimedItem, Failed, Known, Lane, Scored
+from models.db import in_turn, storable, writing
 from models.errors import LeaseLost
 from models.jobs import finish_if_done
-from models.register import learn
+from models.sql import Ids, now_s, one_of
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Utc, Worker
+from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
 LOSSES_TO_CRASHED = 3
-
-
-@dataclass(frozen=True)
-class Lane:
-    """
-    Which chunks a worker takes: those for its model, sent through its broker.
-
-    broker: "" for the broker that the fleet shares, or the identity of the `qsit score` that owns a private one;
-    job_id: the only job of a private broker.
-    """
-
-    model: str
-    revision: str
-    broker: str = ""
-    job_id: int | None = None
-
-
-@dataclass(frozen=True)
-class ClaimedItem:
-    image_id: int
-    uri: str
-    version: str
-    suspect: bool  # it was in flight when a worker died, and must run alone
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A leased chunk: its open items, and the token without which nothing of it can be written."""
-
-    chunk_id: int
-    job_id: int
-    scorer_id: int
-    procedure: str
-    rescore: bool
-    token: str
-    items: list[ClaimedItem]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """version: the one that was read, of an image whose version was unknown."""
-
-    image_id: int
-    score: float
-    logits: tuple[float, ...]  # Excellent, Good, Fair, Poor, Bad
-    dtype: str
-    version: str | None = None
-
-
-@dataclass(frozen=True)
-class Known:
-    """An image whose version was unknown, and that has its score at the version it turned out to have."""
-
-    image_id: int
-    version: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    image_id: int
-    reason: Reason
-    message: str
 
 
 # Statements are made once, for making one takes longer than asking the database; what varies are their parameters.
@@ -217,22 +149,14 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
         job_state = connection.execute(_RECORD, {**_lease_of(claim), **counts, "lease_s": lease_s}).scalar()
         if job_state is None:
             raise _lost(claim)
-        real_ids = _register_learnt(connection, learnt)
+        real_ids = scores.register_learnt(connection, learnt)
         if scored:
-            _write_scores(connection, claim, scored, real_ids)
+            scores.write_scores(connection, claim, scored, real_ids)
         settled = _settle_scored(connection, claim.job_id, [result.image_id for result in done])
         settled_failed = _settle_failed(connection, claim.job_id, failed)
         if (settled, settled_failed) != (len(done), len(failed)):  # some had been recorded before
             _count(connection, claim.chunk_id, settled - len(done), settled_failed - len(failed))
     return JobState(job_state) is JobState.ACTIVE
-
-
-def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
-    """Whether an image has its score at a version."""
-    query = select(Score.image_id).join(Image, Image.id == Score.image_id)
-    query = query.where(Image.uri == uri, Image.version == version, Score.scorer_id == scorer_id)
-    with reading(engine) as connection:
-        return connection.execute(query).scalar() is not None
 
 
 def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
@@ -275,56 +199,6 @@ def _check_lease(connection: Connection, claim: Claim) -> JobState:
     if job_state is None:
         raise _lost(claim)
     return JobState(job_state)
-
-
-def _register_learnt(connection: Connection, learnt: dict[int, str]) -> dict[int, int]:
-    """The images at the versions that were learnt, by the id of the one whose version is unknown."""
-    if not learnt:
-        return {}
-    rows = connection.execute(select(Image.id, Image.uri).where(Image.id.in_(learnt))).all()
-    real_ids = learn(connection, {row.uri: learnt[row.id] for row in rows})
-    return {row.id: real_ids[row.uri] for row in rows}
-
-
-def _overwriting(insert: Any) -> Any:
-    keys = ("image_id", "scorer_id")
-    changed = {each.name: insert.excluded[each.name] for each in Score.__table__.columns if each.name not in keys}
-    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
-
-
-_SAME = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
-_VARIES = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in _SAME]
-_DOCUMENT = cast(bindparam("rows", type_=Text()), JSON())
-_ROWS = select(
-    func.json_to_recordset(_DOCUMENT).table_valued(*_VARIES).render_derived(with_types=True), *_SAME.values()
-)
-_WRITE_EACH = _overwriting(sqlite.insert(Score))
-_WRITE_ALL = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in _VARIES), *_SAME], _ROWS))
-
-
-_AS_JSON = '{"image_id":%d,"score":%.17g,"excellent":%.9g,"good":%.9g,"fair":%.9g,"poor":%.9g,"bad":%.9g,"dtype":"%s"}'
-"""Nine digits tell a float32 from the next, seventeen any float; json.dumps takes five times as long."""
-
-
-def _write_scores(connection: Connection, claim: Claim, scored: Sequence[Scored], real_ids: Mapping[int, int]) -> None:
-    by_id = {real_ids.get(result.image_id, result.image_id): result for result in scored}
-    in_order = sorted(by_id.items())  # in one order for all, or two could wait for each other
-    now = datetime.now(UTC)
-    if connection.dialect.name == "postgresql":  # whose client would send them one by one
-        same: dict[str, object] = {"scorer": claim.scorer_id, "job": claim.job_id, "now": now}
-        rows = [_AS_JSON % (image_id, each.score, *each.logits, each.dtype) for image_id, each in in_order]
-        connection.execute(_WRITE_ALL, {"rows": f"[{','.join(rows)}]", **same})
-        return
-    same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": now}
-    words = ("excellent", "good", "fair", "poor", "bad")
-    connection.execute(
-        _WRITE_EACH,
-        [
-            {"image_id": image_id, "score": each.score, **dict(zip(words, each.logits, strict=True)),
-             "dtype": each.dtype, **same}
-            for image_id, each in in_order
-        ],
-    )  # fmt: skip
 
 
 _SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)

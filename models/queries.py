@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Engine, false, func, or_, select
 
 from models import pages
-from models.db import now_s, reading
+from models.db import reading
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
+from models.sql import now_s
 from models.states import ChunkState, ItemState, JobState, Reason
 from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 

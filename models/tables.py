@@ -218,7 +218,7 @@ class Worker(Base):
     __tablename__ = "workers"
 
     owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.fleet.identity
-    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.ledger.Lane
+    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.Lane
     model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str] = mapped_column(Text)
     device: Mapped[str] = mapped_column(Text)

@@ -1,7 +1,6 @@
 """Every command of qsit: it talks, parses and prints."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -15,70 +14,23 @@ import click
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import db, jobs, ledger, queries
+from models import db, jobs, queries
+from models.claims import Lane
 from models.db import storable
-from models.errors import QsitError, UsageError
+from models.errors import UsageError
 from models.patience import insist
 from models.queries import Progress
 from models.states import JobState
 from producer import report, steer
 from producer import status as job_status
-from producer.exits import COULD_NOT_RUN, OK, WRONG_USAGE, exit_status
-from producer.interrupts import Interrupted, raise_on_signals
+from producer.exits import OK, exit_status
+from producer.interrupts import Interrupted
 from producer.submit import Request, opened
 from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from worker import COMMAND, SAFE_PATH, settings
 from worker.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def main() -> None:
-    """The program `qsit`."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
-    """Run a command; its exit status. Whatever the user can cause ends in one line."""
-    _open_closed_streams()
-    raise_on_signals()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files leave as the bytes they are
-    try:
-        status = cli.main(arguments, prog_name="qsit", standalone_mode=False)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else OK
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except UsageError as error:
-        _talk(f"qsit: {error}")
-        return WRONG_USAGE
-    except QsitError as error:
-        _talk(f"qsit: {error}")
-        return COULD_NOT_RUN
-    except Interrupted as interrupted:
-        return interrupted.exit_status
-    except SystemExit as ended:  # how click ends on a closed pipe
-        if not isinstance(ended.__context__, BrokenPipeError):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return OK
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
-        if isinstance(error, BrokenPipeError):
-            return OK
-        _talk(f"qsit: {error.filename or 'writing the output'}: {error.strerror}")
-        return COULD_NOT_RUN
-
-
-def _open_closed_streams() -> None:
-    """Started without standard streams (`>&-`), write to nothing: files opened later must not take their places."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 -- for the life of the process
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _talk(line: str) -> None:
@@ -163,7 +115,7 @@ def submit(waits: bool, **options: Any) -> int:
     teller = Teller(Console(stderr=True))
     with opened(engine, _request(chosen, **options), teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
-        lane = ledger.Lane(job.model, job.revision)
+        lane = Lane(job.model, job.revision)
         top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()

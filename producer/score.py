@@ -9,8 +9,8 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models import backlog, db, fleet, jobs, queries
+from models.claims import Lane
 from models.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
-from models.ledger import Lane
 from models.queries import Progress, Wanted
 from producer import report
 from producer.exits import exit_status

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from models.claims import Claim, Failed, Known, Scored
 from models.jobs import Added
-from models.ledger import LOSSES_TO_CRASHED, Claim, Failed, Known, Scored
+from models.ledger import LOSSES_TO_CRASHED
 from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 from tests.ledger_invariants import Snapshot
 from tests.test_jobs import Photo

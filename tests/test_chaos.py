@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models import db
+from models.claims import Lane, Scored
 from models.jobs import JobSpec, add_images, begin_listing, open_job
-from models.ledger import Lane, Scored, claim, record
+from models.ledger import claim, record
 from models.states import ItemState
 from models.tables import Item
 from tests.chaos import Plan, chaos, kills_of_every_kind, twice, watch_for_twice

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from producer.cli import cli, run
+from producer.cli import cli
 from producer.interrupts import Interrupted
+from producer.program import run
 from tests.programs import QSIT, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -192,3 +193,20 @@ def test_closed_and_full_streams_are_no_crash(tmp_path: Path, redirection: str, 
 
     assert (done.returncode, done.stderr.strip().startswith(words)) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_it_is_still_starting_is_quiet() -> None:
+    code = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sqlalchemy":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from producer.program import main
+main()
+"""
+
+    done = subprocess.run([sys.executable, "-c", code, "status"], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (130, "")

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models import fleet
-from models.db import now_s, writing
+from models.db import writing
+from models.sql import now_s
 from models.states import WorkerState
 from models.tables import Worker
 

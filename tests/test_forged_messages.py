@@ -13,8 +13,8 @@ from sqlalchemy import Engine, func, select, update
 
 from migrations.upgrade import upgrade
 from models import db, jobs
+from models.claims import Lane
 from models.jobs import JobSpec
-from models.ledger import Lane
 from models.states import ItemState, JobState
 from models.tables import Chunk, Image, Item, Job
 from tests.conftest import valkey

@@ -9,10 +9,11 @@ from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.pool import QueuePool
 
 from models import backlog, fleet, jobs, ledger, queries, register
-from models.db import now_s, reading, writing
+from models.claims import Failed, Lane, Scored
+from models.db import reading, writing
 from models.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from models.jobs import JobSpec
-from models.ledger import Failed, Lane, Scored
+from models.sql import now_s
 from models.states import UNKNOWN_VERSION, JobState, Reason
 from models.tables import Chunk, Image, Item, Job
 

@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, jobs, ledger, queries
-from models.db import now_s, reading, writing
+from models import backlog, db, fleet, jobs, ledger, queries, scores
+from models.claims import Claim, Failed, Known, Lane, Scored
+from models.db import reading, writing
 from models.errors import LeaseLost
-from models.ledger import Claim, Failed, Known, Lane, Scored
+from models.sql import now_s
 from models.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
 from models.tables import Chunk, Image, Item, Job, Score, Worker
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
@@ -405,9 +406,9 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
 
     scored = replace(good(first.image_id), version="v1")
     ledger.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
-    assert ledger.has_score(engine, first.uri, "v1", claim.scorer_id)
-    assert not ledger.has_score(engine, first.uri, "v2", claim.scorer_id)
-    assert not ledger.has_score(engine, second.uri, "v1", claim.scorer_id)
+    assert scores.has_score(engine, first.uri, "v1", claim.scorer_id)
+    assert not scores.has_score(engine, first.uri, "v2", claim.scorer_id)
+    assert not scores.has_score(engine, second.uri, "v1", claim.scorer_id)
     ledger.record(engine, claim, [Known(second.image_id, "v2")], 60)
     ledger.hand_back(engine, claim)
 

@@ -20,9 +20,9 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from models import backlog, db, fleet, jobs, ledger, register, steering
+from models.claims import Failed, Scored
 from models.db import reading, writing
 from models.errors import LeaseLost, UsageError
-from models.ledger import Failed, Scored
 from models.states import ChunkState, ItemState, JobState, Reason
 from models.tables import Chunk, Item
 from tests import ledger_invariants

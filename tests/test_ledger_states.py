@@ -25,10 +25,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Engine, delete, update
 
 from models import backlog, fleet, jobs, ledger, register, steering
+from models.claims import Failed, Known, Lane, Scored
 from models.db import writing
 from models.errors import LeaseLost, UsageError
 from models.jobs import JobSpec
-from models.ledger import Failed, Known, Lane, Scored
 from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
 from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 from tests import ledger_invariants

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, text
 
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, ledger
+from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
-from models.ledger import Failed
 from models.states import Reason
 from models.tables import Base
 from tests.test_jobs import LANE, listed, photos, score_all

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.claims import ClaimedItem, Failed, Known, Scored
 from models.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
-from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
 from tests.programs import until
 from worker.pipeline import Pipeline, Ready, Result

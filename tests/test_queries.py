@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert
 
 from models import backlog, fleet, ledger, pages, queries
+from models.claims import Scored
 from models.db import writing
-from models.ledger import Scored
 from models.queries import Sort, Wanted
 from models.tables import Base, Image, Job, Score, Scorer
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 
 from models import backlog, jobs, ledger, queries, steering
+from models.claims import Failed
 from models.db import reading, writing
 from models.errors import UsageError
 from models.jobs import JobSpec
-from models.ledger import Failed
 from models.states import ItemState, JobState, Reason
 from models.tables import Item, Job, Score
 from tests.test_jobs import LANE, SPEC, listed, photos

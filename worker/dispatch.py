@@ -13,8 +13,8 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from sqlalchemy import Engine
 
 from models import backlog
+from models.claims import Lane
 from models.errors import BrokerUnavailable
-from models.ledger import Lane
 
 AHEAD = 2
 """Chunks that wait in Redis for each live worker."""

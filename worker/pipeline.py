@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
+from models.claims import ClaimedItem, Failed, Known, Scored
 from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
-from models.ledger import ClaimedItem, Failed, Known, Scored
 from models.states import Reason
 from worker.procedure import Score
 from worker.tiles import Prepared

@@ -15,10 +15,10 @@ from celery import Celery
 from PIL import Image
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, ledger, steering
+from models import backlog, db, fleet, ledger, scores, steering
+from models.claims import Claim, ClaimedItem, Known, Lane
 from models.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
-from models.ledger import Claim, ClaimedItem, Known, Lane
 from models.patience import insist
 from models.states import UNKNOWN_VERSION, WorkerState
 from models.tables import Worker
@@ -113,7 +113,7 @@ class Process:
         with self._reader.opened(item.uri, item.version) as photo:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
             if learnt is not None and not claim.rescore:
-                asked = partial(ledger.has_score, self.engine, item.uri, learnt, claim.scorer_id)
+                asked = partial(scores.has_score, self.engine, item.uri, learnt, claim.scorer_id)
                 if self.insist(asked):
                     return Known(item.image_id, learnt)
             data = photo.read()
@@ -162,7 +162,7 @@ class Process:
 
     def _complain(self, what: str, error: QsitError) -> None:
         """Log what does not work, once for all that fail of it."""
-        if str(error) not in self._complaints.values():
+        if str(error) not in tuple(self._complaints.values()):  # a copy, for other threads change them
             log.error("%s; trying again until it works", error)
         self._complaints[what] = str(error)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from models import ledger
+from models.claims import Claim
 from models.errors import LeaseLost, ProcessSpent, QsitError, WorkerFault
 from worker import process
 from worker.app import app
@@ -65,7 +66,7 @@ def _sigterm_stops(here: process.Process) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _turn(here: process.Process, claim: ledger.Claim) -> None:
+def _turn(here: process.Process, claim: Claim) -> None:
     delay_s, is_spent = 0.0, False
     batches = here.pipeline.run(
         claim.items,
