@@ -6,6 +6,7 @@ again, as their main module, and so get the same model.
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,9 @@ DEADLY = (255, 0, 254)
 ENDLESS = (0, 255, 253)
 """A photo all of this colour is never done being cut."""
 
+FREEZING = (254, 0, 255)
+"""A photo all of this colour lets no other thread of its process have a turn."""
+
 SLOW = (253, 255, 0)
 """A photo all of this colour takes half a second to cut."""
 
@@ -40,6 +44,8 @@ class QSit:
 
     def prepare(self, image: Image.Image) -> Prepared:
         pixels = np.asarray(image)
+        if (pixels == FREEZING).all():
+            re.fullmatch("(a|a)*b", "a" * 80)  # holds the interpreter until the end of time
         if (pixels == DEADLY).all():
             os.kill(os.getpid(), signal.SIGKILL)
         while (pixels == ENDLESS).all():
@@ -65,6 +71,12 @@ def default_dtype(device: str) -> str:
 qsit = ModuleType("worker.qsit")
 qsit.__dict__.update(QSit=QSit, default_dtype=default_dtype)
 sys.modules["worker.qsit"] = qsit
+
+if "NULL_FROZEN_S" in os.environ:
+    from worker import process
+
+    process.FROZEN_S = float(os.environ["NULL_FROZEN_S"])
+    process.STALLED_S = process.FROZEN_S
 
 if __name__ == "__main__":
     from worker.__main__ import main

@@ -20,7 +20,7 @@ from models import db
 from models.states import ChunkState, ItemState, JobState, Risk
 from models.tables import Chunk, Item, Job, Score
 from tests.chaos import NULL_WORKER, REPOSITORY, SETTINGS, settled, twice, watch_for_twice
-from tests.null_worker import ENDLESS, SLOW
+from tests.null_worker import ENDLESS, FREEZING, SLOW
 from tests.programs import QSIT, family, make_photos, run, started, until
 from worker.dispatch import TASK
 
@@ -255,3 +255,21 @@ def test_a_killed_parent_leaves_no_process_behind_even_one_that_is_stuck(stage: 
     with stage.worker("next"):
         until(lambda: settled(stage.engine) > 0)
         assert stage.count(select(func.count()).where(Item.losses > 0)) == 0
+
+
+def test_a_photo_that_lets_no_thread_have_its_turn_costs_itself_alone(stage: Stage) -> None:
+    Image.new("RGB", (32, 24), FREEZING).save(stage.photos / "00007.png")
+
+    with stage.worker("worker", NULL_FROZEN_S="3"):
+        done = stage.submit("--wait", check=3)
+
+    assert "199 scored, 1 failed" in done.stderr
+    with db.reading(stage.engine) as connection:
+        assert connection.execute(select(Item.reason).where(Item.state == ItemState.FAILED)).scalar_one() == "crashed"
+
+
+def test_a_device_that_does_not_answer_is_given_up(stage: Stage) -> None:
+    with stage.worker("worker", NULL_BATCH_S="3600", NULL_FROZEN_S="5"):
+        stage.submit()
+        until(lambda: "no batch came to an end" in stage.log("worker").read_text())
+    assert "the process is replaced" in stage.log("worker").read_text()
