@@ -23,7 +23,7 @@ from sqlalchemy.orm import aliased
 from models.claims import Lane
 from models.db import in_turn, reading, writing
 from models.fleet import is_dead
-from models.ledger import lose
+from models.ledger import OVERDUE, lose
 from models.sql import now_s
 from models.states import ChunkState, ItemState, JobState, WorkerState
 from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker
@@ -51,7 +51,6 @@ def ledger_id(engine: Engine) -> str:
 
 
 _OF_LANE = and_(Scorer.model == bindparam("model"), Scorer.revision == bindparam("revision"))
-_OVERDUE = Chunk.until < now_s()
 _LEASE = bindparam("lease_s", type_=Float(53))
 _LATEST = now_s() + _LEASE + SLACK_S  # whatever is to end later was given before the clock was set back
 _LIVE_WORKERS = (
@@ -63,10 +62,10 @@ _LIVE_WORKERS = (
 )
 _OUT = (
     select(
-        func.count().filter(_OVERDUE).label("overdue"),
+        func.count().filter(OVERDUE).label("overdue"),
         func.count().filter(Chunk.until > _LATEST).label("astray"),
         func.count()
-        .filter(Chunk.state == ChunkState.SENT, Chunk.owner == bindparam("broker"), ~_OVERDUE, _OF_LANE)
+        .filter(Chunk.state == ChunkState.SENT, Chunk.owner == bindparam("broker"), ~OVERDUE, _OF_LANE)
         .label("waiting"),
         _LIVE_WORKERS.scalar_subquery().label("workers"),
     )
@@ -93,6 +92,7 @@ def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Mess
         if out.overdue:
             _take_overdue_back(connection)
         if out.astray:
+            connection.execute(_ASTRAY, terms)  # locks them in the order of their ids, as everywhere
             connection.execute(_BRING_FORWARD, terms)
         for _ in range(ahead * max(1, out.workers) - out.waiting):
             sent = connection.execute(_SEND_NEXT, terms).one_or_none()
@@ -104,12 +104,16 @@ def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Mess
 
 
 def _take_overdue_back(connection: Connection) -> None:
-    take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, _OVERDUE))
-    lost = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, _OVERDUE)
-    for lost_id in connection.execute(lost).scalars().all():
-        lose(connection, lost_id)
+    take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, OVERDUE))
+    _lose_all(connection, OVERDUE)
 
 
+def _lose_all(connection: Connection, which: ColumnElement[bool]) -> int:
+    leased = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, which)
+    return sum(lose(connection, chunk_id, which) for chunk_id in connection.execute(leased).scalars().all())
+
+
+_ASTRAY = select(Chunk.id).where(HELD, Chunk.until > _LATEST).order_by(Chunk.id + 0).with_for_update()
 _BRING_FORWARD = update(Chunk).where(HELD, Chunk.until > _LATEST).values(until=now_s() + _LEASE)
 _READY = aliased(Chunk)
 _HAS_RESTED = or_(_READY.until.is_(None), _READY.until < now_s(), _READY.until > _LATEST)
@@ -176,9 +180,7 @@ def recover(engine: Engine) -> int:
     with writing(engine) as connection:
         in_turn(connection, "send")
         count = take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, Chunk.owner == ""))
-        expired = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
-        for chunk_id in connection.execute(expired).scalars().all():
-            count += lose(connection, chunk_id)
+        count += _lose_all(connection, OVERDUE)
     return count + free_the_dead(engine)
 
 
@@ -205,9 +207,7 @@ def free_the_dead(engine: Engine) -> int:
     with writing(engine) as connection:
         in_turn(connection, "send")
         count = take_back(connection, and_(HELD, Chunk.state == ChunkState.SENT, Chunk.owner.in_(dead)))
-        leased = select(Chunk.id).where(HELD, Chunk.state == ChunkState.LEASED, Chunk.owner.in_(dead))
-        for chunk_id in connection.execute(leased).scalars().all():
-            count += lose(connection, chunk_id)
+        count += _lose_all(connection, Chunk.owner.in_(dead))
     return count
 
 

@@ -3,6 +3,7 @@
 import os
 import select as select_module
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ SCHEMA = "0004"
 """The migration this program is written for; a test pins it to the newest one."""
 
 
+LOCKED_S = 10.0
+"""How long another may write to SQLite before the database is taken to be away."""
 PATIENCE = {
     "connect_timeout": 10,
     # a server that is gone without a word is noticed within half a minute
@@ -100,7 +103,7 @@ def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engi
             raise DatabaseError(f"cannot create {path.parent} for the database: {error.strerror}") from error
     elif not path.exists():
         raise DatabaseError(f"there is no database at {path} yet; `qsit score` makes it, or: qsit db upgrade")
-    engine = create_engine(parsed, connect_args={"timeout": 60})
+    engine = create_engine(parsed, connect_args={"timeout": 1})
     event.listen(engine, "connect", _sqlite_connected)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
@@ -141,8 +144,19 @@ def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
 
 def _sqlite_begin(connection: Connection) -> None:
     # a transaction that will write takes the lock first: one that reads before it writes could not wait for it
-    writes = connection.get_execution_options().get("qsit_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if not connection.get_execution_options().get("qsit_writes"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    deadline = time.monotonic() + LOCKED_S
+    while time.monotonic() < deadline:  # a second at a time, for SQLite heeds no signal while it waits
+        try:
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                break
+        else:
+            return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager
@@ -182,6 +196,8 @@ def _translated(engine: Engine) -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise DatabaseUnavailable(f"no connection to the database {shown(engine.url)} became free in time") from error
+    except DisconnectionError as error:
+        raise DatabaseUnavailable(f"the database {shown(engine.url)} closes its connections") from error
     except DBAPIError as error:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
         kind = DatabaseUnavailable if _may_pass(error) else DatabaseError
@@ -191,7 +207,8 @@ def _translated(engine: Engine) -> Iterator[None]:
 def _may_pass(error: DBAPIError) -> bool:
     # what SQLite says of a missing table, or of wrong SQL, is an operational error to Python, and no code of its own
     is_wrong = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    return error.connection_invalidated or (isinstance(error, OperationalError) and not is_wrong)
+    is_standby = getattr(error.orig, "sqlstate", None) == "25006"  # PostgreSQL takes no writes, for now
+    return error.connection_invalidated or is_standby or (isinstance(error, OperationalError) and not is_wrong)
 
 
 def storable(text: str) -> str:

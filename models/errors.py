@@ -9,6 +9,7 @@ QsitError                   one line to the user, exit status 1
 |-- BrokerUnavailable       Redis does not answer; may pass
 |-- CheckpointError         a model that cannot be found, read or trusted
 |-- JobNotFound
+|-- JobCancelled            somebody has cancelled the job that is listed
 |-- LeaseLost               the chunk is no longer ours: write nothing
 |-- WorkerFault             the worker, not the photo, is at fault: the chunk goes back
 |   `-- ProcessSpent        the process is of no more use, and is replaced
@@ -52,6 +53,10 @@ class CheckpointError(QsitError):
 
 class JobNotFound(QsitError):
     """Raised when no job has the name or number asked for."""
+
+
+class JobCancelled(QsitError):
+    """Raised when a job is cancelled under the hands of who lists it."""
 
 
 class LeaseLost(QsitError):

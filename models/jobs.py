@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, insert, or_, select, update
 
-from models.db import analyse, in_turn, reading, writing
-from models.errors import JobNotFound, LeaseLost, UsageError
+from models.db import analyse, in_turn, reading, storable, writing
+from models.errors import JobCancelled, JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
 from models.register import insert_items, register
 from models.sql import now_s
@@ -74,12 +74,12 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
     The job of that name; else the unfinished job of the same key and scorer; else a new one.
 
     Raises:
-        UsageError: when the name belongs to a job of other sources or options.
+        UsageError: when the name belongs to a job of other sources or options, or to one that was cancelled.
     """
     with writing(engine) as connection:
         in_turn(connection, "jobs")
         scorer = _scorer_id(connection, spec)
-        query = select(Job.id, Job.key)
+        query = select(Job.id, Job.key, Job.state)
         if spec.name is not None:
             query = query.where(Job.name == spec.name)
         else:
@@ -89,6 +89,8 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
         found = connection.execute(query.order_by(Job.id.desc()).limit(1)).one_or_none()
         if found is not None and found.key != spec.key:
             raise UsageError(f"the job {spec.name} exists with other sources or options; choose another --name")
+        if found is not None and found.state == JobState.CANCELLED:
+            raise UsageError(f"the job {spec.name} was cancelled; choose another --name")
         if found is not None:
             job_id = found.id
             connection.execute(
@@ -147,12 +149,11 @@ def find_job(engine: Engine, name_or_id: str | None) -> int:
             if latest is None:
                 raise JobNotFound("there is no job yet; `qsit score FOLDER` makes one")
             return int(latest)
-        wanted = Job.name == name_or_id
-        if name_or_id.isdecimal() and len(name_or_id) < 19:
-            wanted = or_(wanted, Job.id == int(name_or_id))
-        found = connection.execute(select(Job.id).where(wanted).order_by(Job.id)).scalars().first()
+        is_number = name_or_id.isdecimal() and len(name_or_id) < 19
+        wanted = Job.id == int(name_or_id) if is_number else Job.name == storable(name_or_id)
+        found = connection.execute(select(Job.id).where(wanted)).scalar()
     if found is None:
-        raise JobNotFound(f"there is no job {name_or_id}; `qsit status` shows the latest")
+        raise JobNotFound(f"there is no job {storable(name_or_id)}; `qsit status` shows the latest")
     return found
 
 
@@ -181,7 +182,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
 
     Raises:
         LeaseLost: when another process lists this job now.
-        UsageError: when the job has been cancelled.
+        JobCancelled: when that has happened to it.
     """
     versions: dict[str, str] = {}
     too_long = 0
@@ -201,7 +202,7 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
         if job.state == JobState.CANCELLED:
-            raise UsageError(f"job {job_id} was cancelled while it was listed")
+            raise JobCancelled(f"job {job_id} was cancelled while it was listed")
         waiting, skipped, skipped_failed = register(connection, versions, job_id, job.scorer_id, rescore=job.rescore)
         insert_items(connection, job_id, waiting)
         connection.execute(
@@ -270,5 +271,5 @@ def drop_empty(engine: Engine, job_id: int) -> None:
     with writing(engine) as connection:
         has_chunks = exists().where(Chunk.job_id == Job.id)
         unlisted = and_(Job.skipped == 0, Job.skipped_failed == 0, ~has_chunks)
-        empty = and_(Job.id == job_id, Job.lister == identity(), unlisted)
+        empty = and_(Job.id == job_id, Job.lister == identity(), Job.state != JobState.CANCELLED, unlisted)
         connection.execute(delete(Job).where(empty))

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Engine,
     Float,
@@ -69,7 +70,8 @@ _TAKE = (
     .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
     .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE)
 )
-_OVERDUE = select(Chunk.id).where(_THIS_CHUNK, Chunk.state == ChunkState.LEASED, Chunk.until < now_s())
+OVERDUE = Chunk.until < now_s()
+_IS_OVERDUE = select(Chunk.id).where(_THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
 _HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
 _OPEN_ITEMS = (
     select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
@@ -91,8 +93,8 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     }  # fmt: skip
     with writing(engine) as connection:
         taken = connection.execute(_TAKE, terms).one_or_none()
-        if taken is None and connection.execute(_OVERDUE, terms).scalar() is not None:
-            lose(connection, chunk_id)
+        if taken is None and connection.execute(_IS_OVERDUE, terms).scalar() is not None:
+            lose(connection, chunk_id, OVERDUE)
             taken = connection.execute(_TAKE, terms).one_or_none()
         if taken is None:
             return None
@@ -233,15 +235,16 @@ def _count(connection: Connection, chunk_id: int, scored: int, failed: int) -> N
     connection.execute(_COUNT, {"chunk": chunk_id, "more_scored": scored, "more_failed": failed})
 
 
-def lose(connection: Connection, chunk_id: int) -> int:
+def lose(connection: Connection, chunk_id: int, still: ColumnElement[bool]) -> int:
     """
-    The worker that held a chunk is dead or out of touch. What it had in flight becomes suspect; what it ran alone
-    has one more loss, and fails with the third.
+    The worker that held a chunk is dead or out of touch; nothing is done unless that is `still` so, for a live one may
+    have the chunk by now. What it had in flight becomes suspect; what it ran alone has one more loss, and fails with
+    the third. Returns 1, or 0 when nothing was done.
     """
     query = (
         select(Job.state)
         .join(Chunk, Chunk.job_id == Job.id)
-        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED)
+        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED, still)
     )
     job_state = connection.execute(query.with_for_update(of=Chunk, skip_locked=True)).scalar()
     if job_state is None:

@@ -11,16 +11,24 @@ PAUSE_S = 1.0
 T = TypeVar("T")
 
 
-def insist(call: Callable[[], T], away: Callable[[DatabaseUnavailable], None]) -> T:
+Away = Callable[[DatabaseUnavailable | None], None]
+"""Is told each time that the database is away, and None when it is back; what it raises ends the waiting."""
+
+
+def insist(call: Callable[[], T], away: Away) -> T:
     """
     What a call returns, called again every second while the database does not answer. The call must change nothing
     when it is made twice.
-
-    away: is told each time; what it raises ends it.
     """
+    is_away = False
     while True:
         try:
-            return call()
+            result = call()
         except DatabaseUnavailable as error:
             away(error)
+            is_away = True
+        else:
+            if is_away:
+                away(None)
+            return result
         time.sleep(PAUSE_S)

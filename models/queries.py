@@ -11,6 +11,7 @@ from sqlalchemy import Engine, false, func, or_, select
 
 from models import pages
 from models.db import reading
+from models.errors import JobNotFound
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
@@ -73,7 +74,7 @@ class Progress:
 
 
 def progress(engine: Engine, job_id: int) -> Progress:
-    """The progress of a job, summed over its chunks."""
+    """The progress of a job, summed over its chunks. Raises JobNotFound when its lister has given it up, empty."""
     with reading(engine) as connection:
         job = connection.execute(
             select(
@@ -81,7 +82,9 @@ def progress(engine: Engine, job_id: int) -> Progress:
                 Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
                 func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
-        ).one()  # fmt: skip
+        ).one_or_none()  # fmt: skip
+        if job is None:
+            raise JobNotFound(f"job {job_id} is no longer there: nothing was listed into it")
         sums = (func.sum(Chunk.size), func.sum(Chunk.scored), func.sum(Chunk.failed))
         by_state = select(Chunk.state, *sums).where(Chunk.job_id == job_id).group_by(Chunk.state)
         rows = connection.execute(by_state).all()

@@ -1,5 +1,6 @@
 """What people do to a job that is there: pause, resume, cancel and retry it, and prune what old ones left."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,7 @@ from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists
 from models import backlog
 from models.db import reading, writing
 from models.errors import UsageError
+from models.jobs import finish_if_done
 from models.states import ChunkState, ItemState, JobState, Reason, Risk
 from models.tables import Chunk, Item, Job
 
@@ -38,6 +40,7 @@ def resume(engine: Engine, job_id: int) -> None:
     """
     with writing(engine) as connection:
         _change(connection, job_id, "resume", {JobState.ACTIVE, JobState.PAUSED}, JobState.ACTIVE)
+    finish_if_done(engine, job_id)  # whose last photo was done while it was paused
 
 
 def cancel(engine: Engine, job_id: int) -> None:
@@ -128,7 +131,7 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
                 failed=Chunk.failed - bindparam("number"),
                 state=case((Chunk.state == ChunkState.DONE, ChunkState.QUEUED), else_=Chunk.state),
             ),
-            [{"chunk": chunk_id, "number": queued.count(chunk_id)} for chunk_id in sorted(set(queued))],
+            [{"chunk": chunk_id, "number": number} for chunk_id, number in sorted(Counter(queued).items())],
         )
     # after the chunks, and also where it changes nothing: who finishes the job must wait, and look again
     state = connection.execute(select(Job.state).where(Job.id == job_id).with_for_update()).scalar_one()

@@ -49,9 +49,13 @@ def _max_failed(_: object, __: object, value: str) -> str:
     return value
 
 
-def _text(_: object, parameter: click.Parameter, value: str | None) -> str | None:
+def _name(_: object, __: object, value: str | None) -> str | None:
     if value is not None and storable(value) != value:
         raise click.BadParameter("it has bytes that are no text")
+    if value == "":
+        raise click.BadParameter("it is empty")
+    if value is not None and value.isdecimal():
+        raise click.BadParameter(f"it would be taken for a job's number; write, say, job-{value}")
     return value
 
 
@@ -59,7 +63,7 @@ def _submission(command: F) -> F:
     """The arguments that `score` and `submit` share."""
     for decorate in reversed((
         click.argument("sources", nargs=-1, metavar="SOURCE..."),
-        click.option("--name", callback=_text,
+        click.option("--name", callback=_name,
                      help="A name of your own for the job; the same name again returns that job."),
         click.option("--model", help="Hub id, folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]"),
         click.option("--revision", help="Commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"),
@@ -157,7 +161,6 @@ def status(job: str | None, watch: bool, form: str) -> int:
             if watch
             else job_status.gather(engine, job_id)
         )
-        teller.back()
         if watch and form == "table" and sys.stdout.isatty():
             click.clear()
         if form == "json":

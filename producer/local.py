@@ -15,7 +15,7 @@ from celery.platforms import set_pdeathsig
 
 from models.errors import QsitError
 from models.fleet import identity
-from worker import COMMAND, SAFE_PATH
+from worker import COMMAND, SAFE_PATH, TRY_AGAIN
 from worker.settings import Settings
 
 STOP_S = 20.0
@@ -67,12 +67,12 @@ class LocalRun:
             return news
         if (status := self.worker.poll()) is not None:
             words = self._last_words()
-            if words is not None and not words.startswith("Redis at "):  # which may have died with it
+            if words is not None and status != TRY_AGAIN:
                 raise QsitError(words)
-            news = self._death("worker", status, settled)
+            told = None if status == TRY_AGAIN else self._death("worker", status, settled)
             _end(self.worker, signal.SIGKILL)
             self._start_worker()
-            return news
+            return told
         return None
 
     def end(self) -> None:

@@ -42,6 +42,9 @@ def run(arguments: list[str]) -> int:
     except QsitError as error:
         click.echo(f"qsit: {error}", err=True)
         return COULD_NOT_RUN
+    except UnicodeEncodeError:  # of a database's client
+        click.echo("qsit: an argument has bytes that are no text", err=True)
+        return WRONG_USAGE
     except Interrupted as interrupted:
         return interrupted.exit_status
     except SystemExit as ended:  # how click ends on a closed pipe

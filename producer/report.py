@@ -8,7 +8,7 @@ from typing import IO
 
 from models.jobs import OpenedJob
 from models.queries import Failure, Progress, Result
-from models.states import JobState, Reason
+from models.states import Reason
 from worker.checkpoint import DEMO
 from worker.files import path_of
 from worker.procedure import WORDS, score_of
@@ -166,8 +166,6 @@ def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator
     """What a listing passed over, and what was not listed anew."""
     if not listed and not job.is_new:
         yield f"job {job.id} is there already" + ("" if job.is_listed else ", and another process lists it")
-    if job.state is JobState.CANCELLED:
-        yield f"job {job.id} was cancelled; choose another --name to submit its photos again"
     if listing.ignored:
         kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
         yield f"passed over files that are no photos by their names: {kinds}"

@@ -8,7 +8,7 @@ from functools import partial
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, jobs, queries
+from models import backlog, db, fleet, queries
 from models.claims import Lane
 from models.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from models.queries import Progress, Wanted
@@ -103,8 +103,6 @@ def _work(
     def check(progress: Progress) -> None:
         nonlocal looked
         heal(progress)
-        if progress.is_listed and not progress.queued + progress.running:
-            jobs.finish_if_done(engine, job.id)  # whose last worker ended before it could
         if not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:
             lister.list(after_batch)  # which does nothing while the process that lists the job lives
             looked = time.monotonic()

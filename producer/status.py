@@ -27,12 +27,13 @@ class Status:
 
     @property
     def serving(self) -> list[WorkerInfo]:
-        """The workers that hold or load the model of the job."""
-        wanted = (self.progress.model, self.progress.revision)
+        """The workers that hold or load the model of the job, and take its chunks: the fleet's, or its own."""
+        wanted = (self.progress.model, self.progress.revision, self.progress.private)
         return [
             worker
             for worker in self.workers
-            if (worker.model, worker.revision) == wanted and worker.state is not WorkerState.STOPPED
+            if (worker.model, worker.revision, worker.broker != "") == wanted
+            and worker.state is not WorkerState.STOPPED
         ]
 
     @property

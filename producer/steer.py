@@ -51,9 +51,9 @@ def retry(job: str | None, reasons: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--older-than", "days", type=click.FloatRange(min=0), default=30, show_default=True, metavar="DAYS",
+@click.option("--older-than", "days", type=click.IntRange(0, 36500), default=30, show_default=True, metavar="DAYS",
               help="Of jobs that ended so many days ago.")  # fmt: skip
-def prune(days: float) -> None:
+def prune(days: int) -> None:
     """Remove what the ledger holds of old jobs. Scores, counts and failures stay."""
     engine = db.ready(settings.load().database_url)
     number = steering.prune(engine, timedelta(days=days))

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from models import jobs
 from models.errors import DatabaseUnavailable, SourceError, UsageError
 from models.jobs import JobSpec, OpenedJob
-from models.patience import insist
+from models.patience import Away, insist
 from producer.lists import ListFile, opened_list
 from producer.report import count
 from worker import checkpoint
@@ -47,7 +47,7 @@ class Request:
 def opened(
     engine: Engine,
     request: Request,
-    away: Callable[[DatabaseUnavailable], None],
+    away: Away,
     *,
     private: bool = False,
     endpoint_url: str | None = None,
@@ -94,7 +94,7 @@ class Lister:
         job: OpenedJob,
         listing: Listing,
         list_file: ListFile | None,
-        away: Callable[[DatabaseUnavailable], None],
+        away: Away,
     ) -> None:
         self.job = job
         self.listing = listing

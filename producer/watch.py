@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from sqlalchemy import Engine
 
-from models import queries
+from models import jobs, queries
 from models.errors import DatabaseUnavailable
 from models.patience import insist
 from models.queries import Progress as JobProgress
@@ -32,7 +32,7 @@ class Teller:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._current: set[str] = set()
-        self._is_away = False
+        self._away = ""
 
     def news(self, lines: dict[str, str]) -> None:
         """Say the lines whose keys were not among the last."""
@@ -41,15 +41,12 @@ class Teller:
                 self._say(line)
         self._current = set(lines)
 
-    def away(self, error: DatabaseUnavailable) -> None:
-        """Say that the database is waited for."""
-        if not self._is_away:
-            self._say(f"{error}; waiting until it answers")
-        self._is_away = True
-
-    def back(self) -> None:
-        """The database answers."""
-        self._is_away = False
+    def away(self, error: DatabaseUnavailable | None) -> None:
+        """Say that the database is waited for, and why."""
+        words = "" if error is None else f"{error}; waiting until it answers"
+        if words and words != self._away:
+            self._say(words)
+        self._away = words
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -79,10 +76,11 @@ class Watch:
 
     def _look(self, show: Show, check: Show) -> JobProgress:
         progress = queries.progress(self._engine, self._job_id)
-        self._teller.back()
         show(progress)
         if progress.state in (JobState.FINISHED, JobState.CANCELLED):
             return progress
+        if progress.is_listed and not progress.left:
+            jobs.finish_if_done(self._engine, self._job_id)  # whose last worker ended before it could
         if time.monotonic() >= self._news_at:
             self._tell_news()
             self._news_at = time.monotonic() + NEWS_S

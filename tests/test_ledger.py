@@ -546,3 +546,15 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
     assert 300 <= total <= 900
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Score)).scalar() == 300
+
+
+def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
+
+    with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
+        assert ledger.lose(connection, claim.chunk_id, ledger.OVERDUE) == 0
+        assert ledger.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
+
+    assert ledger.record(engine, claim, [good(claim.items[0].image_id)], 60)

@@ -594,8 +594,10 @@ class LedgerMachine(RuleBasedStateMachine):
             fleet.announce(self.engine, Worker(owner=owner, state=WorkerState.STOPPED, **row))
         self.hosts.kill(owner)
         self.owners[worker] = None
+        for held in (*self.ghosts, holding):  # also what it held and lost touch with
+            if held is not None and held.owner == owner:
+                held.is_told_to_end = is_told
         if holding is not None:
-            holding.is_told_to_end = is_told
             self.drop(holding)
         self.look("die told to end" if is_told else "die")
         self.check()

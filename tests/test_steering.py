@@ -9,7 +9,7 @@ from sqlalchemy import Engine, func, select, update
 from models import backlog, jobs, ledger, queries, steering
 from models.claims import Failed
 from models.db import reading, writing
-from models.errors import UsageError
+from models.errors import JobCancelled, UsageError
 from models.jobs import JobSpec
 from models.states import ItemState, JobState, Reason
 from models.tables import Item, Job, Score
@@ -118,7 +118,7 @@ def test_a_job_that_is_cancelled_while_it_is_listed_gets_nothing_more(engine: En
     jobs.add_images(engine, opened.id, photos(3))
     steering.cancel(engine, opened.id)
 
-    with pytest.raises(UsageError, match="cancelled"):
+    with pytest.raises(JobCancelled):
         jobs.add_images(engine, opened.id, photos(3, "file:///q/"))
 
     assert states(engine, opened.id) == {ItemState.CANCELLED: 3}
@@ -237,3 +237,23 @@ def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> N
     assert 0 < silence.left_s <= 60
     ledger.hand_back(engine, claim)
     assert queries.silences(engine, job_id, longer_than_s=30) == []
+
+
+def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it_is_resumed(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    steering.pause(engine, job_id)
+    ledger.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    ledger.hand_back(engine, claim)
+
+    steering.resume(engine, job_id)
+
+    assert queries.progress(engine, job_id).state == JobState.FINISHED
+
+
+def test_the_name_of_a_cancelled_job_is_refused(engine: Engine) -> None:
+    spec = replace(SPEC, name="night")
+    steering.cancel(engine, listed(engine, photos(3), spec))
+
+    with pytest.raises(UsageError, match="night was cancelled; choose another --name"):
+        jobs.open_job(engine, spec)

@@ -13,7 +13,8 @@ import psutil
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from models.errors import UsageError
+from models.errors import BrokerUnavailable, DatabaseUnavailable, UsageError
+from worker import TRY_AGAIN
 
 log = logging.getLogger("qsit")
 
@@ -93,6 +94,9 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
         lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
         queue = dispatch.queue(dispatch.queue_of(engine, lane))
+    except (BrokerUnavailable, DatabaseUnavailable) as error:
+        print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
+        raise SystemExit(TRY_AGAIN) from error
     except Exception as error:  # Celery would log it and go on, unconfigured
         raise SystemExit(f"qsit worker: {error}") from error
     os.environ["QSIT_REVISION"] = revision  # what every process loads, one that is started later, too

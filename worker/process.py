@@ -150,15 +150,17 @@ class Process:
             DatabaseUnavailable: when the database is away, and the worker is told to stop.
         """
         result = insist(call, self._away)
-        self._complaints.pop("insist", None)
         self._progress_at = time.monotonic()
         return result
 
-    def _away(self, error: DatabaseUnavailable) -> None:
-        if self.stopping:
-            raise error
+    def _away(self, error: DatabaseUnavailable | None) -> None:
         self._progress_at = time.monotonic()
-        self._complain("insist", error)
+        if error is None:
+            self._complaints.pop("insist", None)
+        elif self.stopping:
+            raise error
+        else:
+            self._complain("insist", error)
 
     def _complain(self, what: str, error: QsitError) -> None:
         """Log what does not work, once for all that fail of it."""
@@ -197,8 +199,8 @@ class Process:
         while not self._stop.wait(pause_s):
             with self._faults_told("beat"):
                 self._beat()
-        self.end()  # said at once, so that being killed while it ends is laid to no photo
         while True:
+            self.end()  # said at once, so that being killed while it ends is laid to no photo
             with self._faults_told("beat"):
                 self._beat()
             time.sleep(pause_s)

@@ -9,7 +9,7 @@ from functools import partial
 
 from models import ledger
 from models.claims import Claim
-from models.errors import LeaseLost, ProcessSpent, QsitError, WorkerFault
+from models.errors import LeaseLost, ProcessSpent, QsitError
 from worker import process
 from worker.app import app
 from worker.dispatch import TASK
@@ -81,7 +81,9 @@ def _turn(here: process.Process, claim: Claim) -> None:
                 if not here.insist(partial(ledger.record, here.engine, claim, results, here.settings.lease_s)):
                     here.let_go()
                 here.say(None)
-        except WorkerFault as fault:
+        except LeaseLost:
+            raise
+        except QsitError as fault:  # the worker's own, or the database's: no photo fails by it
             here.say(str(fault))
             is_spent = isinstance(fault, ProcessSpent)
             delay_s = 0.0 if is_spent else FAULT_DELAY_S
