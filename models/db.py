@@ -21,7 +21,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InvalidRequestError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
@@ -196,7 +203,9 @@ def _translated(engine: Engine) -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise DatabaseUnavailable(f"no connection to the database {shown(engine.url)} became free in time") from error
-    except DisconnectionError as error:
+    except InvalidRequestError as error:
+        if str(error) != "This connection is closed":  # which is what the pool says when two in a row were
+            raise
         raise DatabaseUnavailable(f"the database {shown(engine.url)} closes its connections") from error
     except DBAPIError as error:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__

@@ -108,8 +108,9 @@ class LocalRun:
         )
         if self._deaths < DEATHS:
             return f"{ending}; it is started again, nothing is lost"
-        kept = Path(tempfile.gettempdir()) / f"qsit-{name}-{os.getpid()}.log"
-        shutil.copyfile(self.folder / f"{name}.log", kept)
+        descriptor, kept = tempfile.mkstemp(prefix=f"qsit-{name}-", suffix=".log")
+        with os.fdopen(descriptor, "wb") as copy:
+            copy.write((self.folder / f"{name}.log").read_bytes())
         raise QsitError(f"{ending} (its log is {kept}); what is done is kept: run the same command again")
 
     def _last_words(self) -> str | None:

@@ -6,7 +6,7 @@ import click
 from sqlalchemy import Engine
 
 from models import backlog, db, jobs, queries, steering
-from models.states import Reason
+from models.states import JobState, Reason
 from producer.report import count, counts
 from worker import settings
 
@@ -26,7 +26,7 @@ def resume(job: str | None) -> None:
     """Let a paused job go on."""
     engine, job_id = _job(job)
     steering.resume(engine, job_id)
-    click.echo(f"job {job_id} goes on", err=True)
+    click.echo(f"job {job_id} goes on{_hint(engine, job_id)}", err=True)
 
 
 @click.command()
@@ -46,8 +46,7 @@ def retry(job: str | None, reasons: tuple[str, ...]) -> None:
     """Try the failed photos of a job again."""
     engine, job_id = _job(job)
     number = steering.retry(engine, job_id, [Reason(reason) for reason in reasons])
-    how = "; run the same `qsit score` again" if number and queries.progress(engine, job_id).private else ""
-    click.echo(f"{count(number, 'photo')} of job {job_id} queued again{how}", err=True)
+    click.echo(f"{count(number, 'photo')} of job {job_id} queued again{_hint(engine, job_id)}", err=True)
 
 
 @click.command()
@@ -75,6 +74,14 @@ def recover() -> None:
     steering.settle_cancelled(engine)
     jobs.finish_done_jobs(engine)
     click.echo(f"{count(number, 'chunk')} queued again", err=True)
+
+
+def _hint(engine: Engine, job_id: int) -> str:
+    """What else it takes for a job to go on."""
+    progress = queries.progress(engine, job_id)
+    if progress.state == JobState.PAUSED:
+        return f"; it is paused: qsit resume {job_id}"
+    return "; run the same `qsit score` again" if progress.private and progress.left else ""
 
 
 def _job(name_or_id: str | None) -> tuple[Engine, int]:

@@ -176,3 +176,16 @@ def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
         connection.execute(select(Score.image_id))
     engine.dispose()
     assert not isinstance(raised.value, DatabaseUnavailable)
+
+
+def test_connections_that_are_closed_one_after_another_are_a_database_that_is_away(
+    postgres_of_its_own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = db.connect(postgres_of_its_own)
+    monkeypatch.setattr(db, "_has_news", lambda _: True)
+    with pytest.raises(DatabaseUnavailable, match="closes its connections"), db.reading(engine):
+        pass
+    monkeypatch.undo()
+    with db.reading(engine):
+        pass
+    engine.dispose()

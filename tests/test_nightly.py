@@ -31,7 +31,7 @@ def of_cron() -> list[str]:
 def of_systemd() -> list[str]:
     """The commands of the nightly service, by the rules of systemd.service(5)."""
     lines = (NIGHTLY / "qsit-nightly.service").read_text().splitlines()
-    commands = [line.split("=", 1)[1] for line in lines if line.startswith("ExecStart")]
+    commands = [line.split("=", 1)[1] for line in lines if line.startswith(("ExecStart=", "ExecStopPost="))]
     return [shlex.join(shlex.split(command.replace("%%", "%").replace("$$", "$"))) for command in commands]
 
 

@@ -87,13 +87,13 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
 
     try:
         chosen = settings.load()
-        engine = db.connect(chosen.database_url)
-        db.check_schema(engine)
+        engine = db.ready(chosen.database_url)
         dispatch.check_broker(app)
         revision = checkpoint.resolve(checkpoint.full_name(chosen.model), chosen.revision)
         lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
         queue = dispatch.queue(dispatch.queue_of(engine, lane))
+        engine.dispose()
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
         raise SystemExit(TRY_AGAIN) from error

@@ -17,6 +17,9 @@ PAUSE_S = 2.0
 LASTING_S = 60.0
 """A connection that held for so long has ended the trouble before it; the next is told anew."""
 
+MANY = 1000
+"""So many different lines are remembered."""
+
 GARBLED = (ValueError, TypeError, AttributeError, LookupError)
 """What kombu raises for something in the queue that is no message."""
 
@@ -59,6 +62,8 @@ class _Once(logging.Filter):
         """By its first line: in the second, Celery counts how often it has tried."""
         line = record.getMessage().partition("\n")[0]
         is_new = line not in self.lines
+        if len(self.lines) > MANY:
+            self.lines.clear()
         self.lines.add(line)
         return is_new
 
