@@ -68,15 +68,14 @@ def default_dtype(device: str) -> str:
     return "float32"
 
 
-qsit = ModuleType("worker.qsit")
-qsit.__dict__.update(QSit=QSit, default_dtype=default_dtype)
-sys.modules["worker.qsit"] = qsit
+if __name__ in ("__main__", "__mp_main__"):  # here and in the processes of the pool, not in who reads the colours
+    qsit = ModuleType("worker.qsit")
+    qsit.__dict__.update(QSit=QSit, default_dtype=default_dtype)
+    sys.modules["worker.qsit"] = qsit
+    if "NULL_FROZEN_S" in os.environ:
+        from worker import process
 
-if "NULL_FROZEN_S" in os.environ:
-    from worker import process
-
-    process.FROZEN_S = float(os.environ["NULL_FROZEN_S"])
-    process.STALLED_S = process.FROZEN_S
+        process.FROZEN_S = process.STALLED_S = float(os.environ["NULL_FROZEN_S"])
 
 if __name__ == "__main__":
     from worker.__main__ import main
