@@ -19,7 +19,7 @@ from worker import TRY_AGAIN
 log = logging.getLogger("qsit")
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
-NO_MODEL = 1
+COULD_NOT_RUN = NO_MODEL = 1
 SAME_SIGNAL_S = 1.0
 """Signals this close are one: `timeout`, for one, signals a program and then its group."""
 
@@ -96,7 +96,7 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
         engine.dispose()
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
-        raise SystemExit(TRY_AGAIN) from error
+        raise SystemExit(TRY_AGAIN if "QSIT_PRIVATE_RUN" in os.environ else COULD_NOT_RUN) from error
     except Exception as error:  # Celery would log it and go on, unconfigured
         raise SystemExit(f"qsit worker: {error}") from error
     os.environ["QSIT_REVISION"] = revision  # what every process loads, one that is started later, too
