@@ -46,7 +46,10 @@ def test_two_nights_at_once_are_harmless_and_the_second_has_nothing_left(
     nightly, prune = (
         command.replace("/opt/qsit/bin/", f"{BIN}/").replace("/photos", str(photos)) for command in commands()
     )
-    variables = {"QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(photos), "NULL_BATCH_S": "0.1"}
+    variables = {
+        "QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(photos), "QSIT_DEVICE": "cpu",
+        "NULL_BATCH_S": "0.1",
+    }  # fmt: skip
     own = environment(url, variables)
     worker = (sys.executable, "-m", "tests.null_worker")
 
