@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 from models import backlog, db, fleet, jobs, ledger, register, steering
 from models.claims import Failed, Scored
 from models.db import reading, writing
-from models.errors import LeaseLost, UsageError
+from models.errors import JobCancelled, LeaseLost, UsageError
 from models.states import ChunkState, ItemState, JobState, Reason
 from models.tables import Chunk, Item
 from tests import ledger_invariants
@@ -210,7 +210,7 @@ class Member:
         (task,) = self.random.choices(list(tasks), list(tasks.values()))
         try:
             task()
-        except (LeaseLost, UsageError) as refusal:
+        except (JobCancelled, LeaseLost, UsageError) as refusal:
             self.crowd.did[type(refusal).__name__] += 1
 
 
