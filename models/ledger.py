@@ -45,10 +45,9 @@ _AMONG_THESE = and_(Item.job_id == bindparam("job"), one_of(Item.image_id, bindp
 _FROM_NOW = now_s() + bindparam("lease_s", type_=Float(53))
 
 _MINE = and_(_THIS_CHUNK, Chunk.token == bindparam("held_by"), Chunk.state == ChunkState.LEASED)
-_FREE = or_(
-    Chunk.state == ChunkState.SENT,
-    and_(Chunk.state == ChunkState.QUEUED, or_(Chunk.until.is_(None), Chunk.until < now_s())),
-)
+OVERDUE = Chunk.until < now_s()
+_HAS_RESTED = or_(Chunk.until.is_(None), OVERDUE)
+_FREE = or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _HAS_RESTED))
 _ONLY_JOB = bindparam("only_job", type_=BigInteger)
 _FOR_THIS_LANE = (
     exists()
@@ -70,7 +69,6 @@ _TAKE = (
     .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
     .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE)
 )
-OVERDUE = Chunk.until < now_s()
 _IS_OVERDUE = select(Chunk.id).where(_THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
 _HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
 _OPEN_ITEMS = (
@@ -161,12 +159,12 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
     return JobState(job_state) is JobState.ACTIVE
 
 
+_EXTEND = update(Chunk).where(_MINE).values(until=_FROM_NOW).returning(_of_its_job(Job.state))
+
+
 def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
     """The heartbeat of a lease. False when it is lost, or the job has been paused or cancelled."""
-    still = and_(Chunk.id == claim.chunk_id, Chunk.token == claim.token, Chunk.state == ChunkState.LEASED)
-    is_held = connection.execute(update(Chunk).where(still).values(until=now_s() + lease_s)).rowcount == 1
-    job_state = select(Job.state).where(Job.id == claim.job_id)
-    return is_held and connection.execute(job_state).scalar() == JobState.ACTIVE
+    return connection.execute(_EXTEND, {**_lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
 
 
 def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:

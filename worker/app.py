@@ -19,7 +19,7 @@ from worker import TRY_AGAIN
 log = logging.getLogger("qsit")
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
-COULD_NOT_RUN = NO_MODEL = 1
+COULD_NOT_RUN = 1
 SAME_SIGNAL_S = 1.0
 """Signals this close are one: `timeout`, for one, signals a program and then its group."""
 
@@ -115,7 +115,7 @@ def _prepare_signals(instance: Any, **_: Any) -> None:
     """
 
     def give_up(*_: object) -> None:
-        worker_state.should_stop = NO_MODEL
+        worker_state.should_stop = COULD_NOT_RUN
 
     def tell_processes(**_: Any) -> None:
         told_at = time.monotonic()
@@ -154,7 +154,7 @@ def _begin_process(**_: Any) -> None:
         print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word
         os.kill(os.getppid(), signal.SIGUSR2)
         time.sleep(2)  # or the pool would start another process before it hears
-        os._exit(NO_MODEL)
+        os._exit(COULD_NOT_RUN)
     here = process.here()
     signal.signal(signal.SIGUSR2, lambda *_: here.stop())
 

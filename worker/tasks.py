@@ -83,8 +83,10 @@ def _turn(here: process.Process, claim: Claim) -> None:
                 here.say(None)
         except LeaseLost:
             raise
-        except QsitError as fault:  # the worker's own, or the database's: no photo fails by it
-            here.say(str(fault))
+        except Exception as fault:
+            if not isinstance(fault, QsitError):
+                log.exception("this should not happen; please report it")
+            here.say(str(fault) or type(fault).__name__)
             is_spent = isinstance(fault, ProcessSpent)
             delay_s = 0.0 if is_spent else FAULT_DELAY_S
         here.insist(lambda: ledger.hand_back(here.engine, claim, delay_s=delay_s))
