@@ -23,7 +23,8 @@ from sqlalchemy.orm import aliased
 from models.claims import Lane
 from models.db import in_turn, reading, writing
 from models.fleet import is_dead
-from models.ledger import OVERDUE, lose
+from models.guards import OVERDUE
+from models.ledger import lose
 from models.sql import now_s
 from models.states import ChunkState, ItemState, JobState, WorkerState
 from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker

@@ -54,10 +54,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Known:
-    """An image whose version was unknown, and that has its score at the version it turned out to have."""
+    """An image that has its score already. version: as for Scored."""
 
     image_id: int
-    version: str
+    version: str | None = None
 
 
 @dataclass(frozen=True)

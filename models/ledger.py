@@ -25,27 +25,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from models import scores
-from models.claims import Claim, ClaimedItem, Failed, Known, Lane, Scored
-from models.db import in_turn, storable, writing
+from models import results
+from models.claims import Claim, ClaimedItem, Known, Lane
+from models.db import writing
 from models.errors import LeaseLost
+from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, MINE, OF_THIS_CHUNK, OVERDUE, THIS_CHUNK, lease_of
 from models.jobs import finish_if_done
-from models.sql import Ids, now_s, one_of
+from models.sql import now_s
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
 from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
 
 LOSSES_TO_CRASHED = 3
 
 
-# Statements are made once, for making one takes longer than asking the database; what varies are their parameters.
-_THIS_CHUNK = Chunk.id == bindparam("chunk")
-_OPEN = Item.state == ItemState.QUEUED
-_OF_THIS_CHUNK = and_(Item.chunk_id == bindparam("chunk"), _OPEN)
-_AMONG_THESE = and_(Item.job_id == bindparam("job"), one_of(Item.image_id, bindparam("ids", type_=Ids())), _OPEN)
-_FROM_NOW = now_s() + bindparam("lease_s", type_=Float(53))
-
-_MINE = and_(_THIS_CHUNK, Chunk.token == bindparam("held_by"), Chunk.state == ChunkState.LEASED)
-OVERDUE = Chunk.until < now_s()
 _HAS_RESTED = or_(Chunk.until.is_(None), OVERDUE)
 _FREE = or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _HAS_RESTED))
 _ONLY_JOB = bindparam("only_job", type_=BigInteger)
@@ -65,16 +57,16 @@ _ITS_SCORER = _of_its_job(Job.scorer_id)
 _ITS_PROCEDURE = select(Scorer.procedure).where(Scorer.id == _ITS_SCORER).scalar_subquery()
 _TAKE = (
     update(Chunk)
-    .where(_THIS_CHUNK, _FREE, _FOR_THIS_LANE)
-    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=_FROM_NOW)
+    .where(THIS_CHUNK, _FREE, _FOR_THIS_LANE)
+    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=FROM_NOW)
     .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE)
 )
-_IS_OVERDUE = select(Chunk.id).where(_THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
+_IS_OVERDUE = select(Chunk.id).where(THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
 _HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
 _OPEN_ITEMS = (
     select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
     .join(Item, Item.image_id == Image.id)
-    .where(_OF_THIS_CHUNK)
+    .where(OF_THIS_CHUNK)
     .order_by(Image.id)
 )
 
@@ -103,14 +95,14 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
             for image_id, uri, version, suspect, has_score in rows
             if rescore or not has_score
         ]
+        claimed = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items)
         if len(items) < len(rows):
-            settled = [image_id for image_id, *_, has_score in rows if has_score]
-            _settle_scored(connection, job_id, settled)
-            _count(connection, chunk_id, len(settled), 0)
-    return Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items)
+            known = [Known(image_id) for image_id, *_, has_score in rows if has_score]
+            results.write(connection, claimed, known, lease_s)
+    return claimed
 
 
-_START = update(Item).where(_AMONG_THESE).values(risk=bindparam("new_risk"))
+_START = update(Item).where(AMONG_THESE).values(risk=bindparam("new_risk"))
 
 
 def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -129,7 +121,7 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
         connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 
 
-def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Failed], lease_s: float) -> bool:
+def record(engine: Engine, claim: Claim, batch: Sequence[results.Result], lease_s: float) -> bool:
     """
     Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
     one of its URI, and has the score; the item stays with the image whose version is unknown. False when the job has
@@ -138,33 +130,19 @@ def record(engine: Engine, claim: Claim, results: Sequence[Scored | Known | Fail
     Raises:
         LeaseLost: when the chunk is another's by now; nothing is written.
     """
-    scored = [result for result in results if isinstance(result, Scored)]
-    failed = [result for result in results if isinstance(result, Failed)]
-    done = [result for result in results if not isinstance(result, Failed)]
-    learnt = {result.image_id: result.version for result in done if result.version is not None}
     with writing(engine) as connection:
-        if learnt:
-            in_turn(connection, "jobs")
-        counts = {"more_scored": len(done), "more_failed": len(failed)}
-        job_state = connection.execute(_RECORD, {**_lease_of(claim), **counts, "lease_s": lease_s}).scalar()
+        job_state = results.write(connection, claim, batch, lease_s)
         if job_state is None:
             raise _lost(claim)
-        real_ids = scores.register_learnt(connection, learnt)
-        if scored:
-            scores.write_scores(connection, claim, scored, real_ids)
-        settled = _settle_scored(connection, claim.job_id, [result.image_id for result in done])
-        settled_failed = _settle_failed(connection, claim.job_id, failed)
-        if (settled, settled_failed) != (len(done), len(failed)):  # some had been recorded before
-            _count(connection, claim.chunk_id, settled - len(done), settled_failed - len(failed))
-    return JobState(job_state) is JobState.ACTIVE
+    return job_state is JobState.ACTIVE
 
 
-_EXTEND = update(Chunk).where(_MINE).values(until=_FROM_NOW).returning(_of_its_job(Job.state))
+_EXTEND = update(Chunk).where(MINE).values(until=FROM_NOW).returning(_of_its_job(Job.state))
 
 
 def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
     """The heartbeat of a lease. False when it is lost, or the job has been paused or cancelled."""
-    return connection.execute(_EXTEND, {**_lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
+    return connection.execute(_EXTEND, {**lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
 
 
 def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
@@ -182,55 +160,16 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
         finish_if_done(engine, claim.job_id)
 
 
-_HELD_BY_ME = select(Job.state).join(Chunk, Chunk.job_id == Job.id).where(_MINE).with_for_update(of=Chunk)
-
-
-def _lease_of(claim: Claim) -> dict[str, object]:
-    return {"chunk": claim.chunk_id, "held_by": claim.token}
-
-
 def _lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
 
 
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
     """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
-    job_state = connection.execute(_HELD_BY_ME, _lease_of(claim)).scalar()
+    job_state = connection.execute(HELD_BY_ME, lease_of(claim)).scalar()
     if job_state is None:
         raise _lost(claim)
     return JobState(job_state)
-
-
-_SETTLE_SCORED = update(Item).where(_AMONG_THESE).values(state=ItemState.SCORED, risk=Risk.NONE)
-_SETTLE_FAILED = (
-    update(Item)
-    .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), _OPEN)
-    .values(state=ItemState.FAILED, risk=Risk.NONE, reason=bindparam("why"), message=bindparam("words"))
-)
-_COUNTED = {
-    "scored": Chunk.scored + bindparam("more_scored"), "failed": Chunk.failed + bindparam("more_failed"),
-}  # fmt: skip
-_COUNT = update(Chunk).where(_THIS_CHUNK).values(_COUNTED)
-_RECORD = update(Chunk).where(_MINE).values(**_COUNTED, until=_FROM_NOW).returning(_of_its_job(Job.state))
-
-
-def _settle_scored(connection: Connection, job_id: int, ids: Sequence[int]) -> int:
-    return connection.execute(_SETTLE_SCORED, {"job": job_id, "ids": ids}).rowcount if ids else 0
-
-
-def _settle_failed(connection: Connection, job_id: int, failed: Sequence[Failed]) -> int:
-    rows = [
-        {
-            "job": job_id, "image": result.image_id,
-            "why": result.reason, "words": storable(result.message)[:500],
-        }
-        for result in failed
-    ]  # fmt: skip
-    return connection.execute(_SETTLE_FAILED, rows).rowcount if rows else 0
-
-
-def _count(connection: Connection, chunk_id: int, scored: int, failed: int) -> None:
-    connection.execute(_COUNT, {"chunk": chunk_id, "more_scored": scored, "more_failed": failed})
 
 
 def lose(connection: Connection, chunk_id: int, still: ColumnElement[bool]) -> int:
@@ -280,17 +219,17 @@ def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
     return connection.execute(query).scalar() is not None
 
 
-_CANCEL = update(Item).where(_OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Risk.NONE)
+_CANCEL = update(Item).where(OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Risk.NONE)
 _CALM = (
     update(Item)
-    .where(_OF_THIS_CHUNK, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
+    .where(OF_THIS_CHUNK, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
     .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
 )
 _RELEASE = (
     update(Chunk)
-    .where(_THIS_CHUNK)
+    .where(THIS_CHUNK)
     .values(
-        state=case((exists().where(_OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
+        state=case((exists().where(OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
         token=None,
         owner=None,
         until=now_s() + bindparam("delay_s", type_=Float(53)),

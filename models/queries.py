@@ -16,8 +16,8 @@ from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
 from models.sql import now_s
-from models.states import ChunkState, ItemState, JobState, Reason
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.states import ChunkState, JobState, Reason
+from models.tables import HAS_FAILED, Chunk, Image, Item, Job, Score, Scorer, Worker
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 PACE_OVER = timedelta(minutes=5)
@@ -148,7 +148,7 @@ def failures_by_reason(engine: Engine, job_id: int) -> dict[Reason, int]:
     """How many items of a job failed for each reason, the commonest first."""
     query = (
         select(Item.reason, func.count())
-        .where(Item.job_id == job_id, Item.state == ItemState.FAILED)
+        .where(Item.job_id == job_id, HAS_FAILED)
         .group_by(Item.reason)
         .order_by(func.count().desc(), Item.reason)
     )
@@ -224,7 +224,7 @@ def failures(engine: Engine, job_id: int) -> Iterator[Failure]:
         query = (
             select(Item.image_id, Image.uri, Item.reason, Item.message)
             .join(Image, Image.id == Item.image_id)
-            .where(Item.job_id == job_id, Item.state == ItemState.FAILED, Item.image_id > last)
+            .where(Item.job_id == job_id, HAS_FAILED, Item.image_id > last)
             .order_by(Item.image_id)
             .limit(PAGE)
         )

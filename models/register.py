@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
 from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
-from models.tables import Chunk, Image, Item, Job, RowId, Score
+from models.tables import HAS_FAILED, Chunk, Image, Item, Job, RowId, Score
 
 CHUNK_SIZE = 512
 SMALLEST_CHUNK = 16
@@ -81,7 +81,7 @@ def _sorted_out(
     scored = exists().where(Score.image_id == Image.id, Score.scorer_id == scorer_id)
     failed = exists().where(
         Item.image_id == Image.id,
-        Item.state == ItemState.FAILED,
+        HAS_FAILED,
         Item.reason.not_in(PASSING_REASONS),
         Job.id == Item.job_id,
         Job.scorer_id == scorer_id,

@@ -11,7 +11,7 @@ from models.db import reading, writing
 from models.errors import UsageError
 from models.jobs import finish_if_done
 from models.states import ChunkState, ItemState, JobState, Reason, Risk
-from models.tables import Chunk, Item, Job
+from models.tables import HAS_FAILED, Chunk, Item, Job
 
 CHUNKS_AT_ONCE = 100
 """How many chunks one transaction settles or prunes, so that nobody waits long for it."""
@@ -101,7 +101,7 @@ def retry(engine: Engine, job_id: int, reasons: Sequence[Reason] = ()) -> int:
         UsageError: when the job is cancelled.
     """
     number, last = 0, 0
-    failed = and_(Item.job_id == job_id, Item.state == ItemState.FAILED)
+    failed = and_(Item.job_id == job_id, HAS_FAILED)
     if reasons:
         failed = and_(failed, Item.reason.in_(reasons))
     while True:
@@ -119,7 +119,7 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
         connection.execute(select(Chunk.id).where(Chunk.id.in_(chunk_ids)).order_by(Chunk.id).with_for_update())
     queued = connection.execute(
         update(Item)
-        .where(Item.job_id == job_id, Item.image_id.in_(image_ids), Item.state == ItemState.FAILED)
+        .where(Item.job_id == job_id, Item.image_id.in_(image_ids), HAS_FAILED)
         .values(state=ItemState.QUEUED, risk=Risk.NONE, losses=0, reason=None, message=None)
         .returning(Item.chunk_id)
     ).scalars().all()  # fmt: skip

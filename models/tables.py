@@ -158,33 +158,36 @@ class Item(Base):
     state: Mapped[str] = mapped_column(Text)  # ItemState
     risk: Mapped[str] = mapped_column(Text)  # Risk
     losses: Mapped[int]  # workers that died while it ran alone
-    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one
+    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one and of no other
     message: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         Index(
             "ix_items_image_id_failed",
             "image_id",
-            postgresql_where=text("state = 'failed'"),
-            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("reason IS NOT NULL"),
+            sqlite_where=text("reason IS NOT NULL"),
         ),
         Index(
             "ix_items_job_id_image_id_failed",
             "job_id",
             "image_id",
-            postgresql_where=text("state = 'failed'"),
-            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("reason IS NOT NULL"),
+            sqlite_where=text("reason IS NOT NULL"),
         ),
         Index(
-            "ix_items_job_id_state_reason_failed",
+            "ix_items_job_id_reason_failed",
             "job_id",
-            "state",  # so that SQLite counts in the index alone
             "reason",
-            postgresql_where=text("state = 'failed'"),
-            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("reason IS NOT NULL"),
+            sqlite_where=text("reason IS NOT NULL"),
         ),
         {"sqlite_with_rowid": False},
     )
+
+
+HAS_FAILED = Item.reason.is_not(None)
+"""In the words of the indexes of those; they do not name the state, or no row could change it in place."""
 
 
 class Score(Base):

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, jobs, ledger, queries, scores
+from models import backlog, db, fleet, guards, jobs, ledger, queries, results
 from models.claims import Claim, Failed, Known, Lane, Scored
 from models.db import reading, writing
 from models.errors import LeaseLost
@@ -406,9 +406,9 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
 
     scored = replace(good(first.image_id), version="v1")
     ledger.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
-    assert scores.has_score(engine, first.uri, "v1", claim.scorer_id)
-    assert not scores.has_score(engine, first.uri, "v2", claim.scorer_id)
-    assert not scores.has_score(engine, second.uri, "v1", claim.scorer_id)
+    assert results.has_score(engine, first.uri, "v1", claim.scorer_id)
+    assert not results.has_score(engine, first.uri, "v2", claim.scorer_id)
+    assert not results.has_score(engine, second.uri, "v1", claim.scorer_id)
     ledger.record(engine, claim, [Known(second.image_id, "v2")], 60)
     ledger.hand_back(engine, claim)
 
@@ -554,7 +554,7 @@ def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(e
     ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
 
     with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
-        assert ledger.lose(connection, claim.chunk_id, ledger.OVERDUE) == 0
+        assert ledger.lose(connection, claim.chunk_id, guards.OVERDUE) == 0
         assert ledger.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
 
     assert ledger.record(engine, claim, [good(claim.items[0].image_id)], 60)

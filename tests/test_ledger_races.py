@@ -19,7 +19,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
-from models import backlog, db, fleet, jobs, ledger, register, steering
+from models import backlog, db, fleet, jobs, ledger, queries, register, steering
 from models.claims import Failed, Scored
 from models.db import reading, writing
 from models.errors import JobCancelled, LeaseLost, UsageError
@@ -304,6 +304,43 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
         done.result()
 
     everything_ends(noted)
+
+
+@pytest.mark.parametrize("still_mine", [True, False])
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine, still_mine: bool) -> None:
+    """The statement's own view of the chunk is older than the change that it waited for."""
+    job_id = listed(noted, photos(3))
+    (message,) = backlog.send(noted, LANE, ahead=1, lease_s=LEASE_S)
+    claim = ledger.claim(noted, message.chunk_id, LANE, HERE, LEASE_S)
+    assert claim is not None
+    first, second, third = (item.image_id for item in claim.items)
+    scores = (0.0, 1.0, 2.0, 3.0, 4.0)
+    results: list[Scored | Failed] = [
+        Scored(first, 0.5, scores, "float32"),
+        Scored(second, 0.25, scores, "float32"),
+        Failed(third, Reason.CORRUPT, "broken"),
+    ]
+
+    with ThreadPoolExecutor(1) as pool:
+        with writing(noted) as connection:  # what a heartbeat does, or a timer that takes the chunk for lost
+            if still_mine:
+                ledger.extend(connection, claim, LEASE_S)
+            else:
+                ledger.lose(connection, claim.chunk_id, Chunk.id == claim.chunk_id)
+            recorded = pool.submit(ledger.record, noted, claim, results, LEASE_S)
+            until(lambda: waits(noted) or recorded.done())
+            assert not recorded.done()
+        if still_mine:
+            assert recorded.result()
+        else:
+            with pytest.raises(LeaseLost):
+                recorded.result()
+
+    now = ledger_invariants.snapshot(noted)
+    ledger_invariants.check(now)
+    assert (now.chunks[claim.chunk_id].scored, now.chunks[claim.chunk_id].failed) == ((2, 1) if still_mine else (0, 0))
+    assert len(list(queries.results(noted, queries.Wanted(job=job_id)))) == (2 if still_mine else 0)
 
 
 def waits(engine: Engine) -> bool:

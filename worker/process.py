@@ -15,7 +15,7 @@ from celery import Celery
 from PIL import Image
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, ledger, scores, steering
+from models import backlog, db, fleet, ledger, results, steering
 from models.claims import Claim, ClaimedItem, Known, Lane
 from models.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
@@ -113,7 +113,7 @@ class Process:
         with self._reader.opened(item.uri, item.version) as photo:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
             if learnt is not None and not claim.rescore:
-                asked = partial(scores.has_score, self.engine, item.uri, learnt, claim.scorer_id)
+                asked = partial(results.has_score, self.engine, item.uri, learnt, claim.scorer_id)
                 if self.insist(asked):
                     return Known(item.image_id, learnt)
             data = photo.read()

@@ -1,0 +1,181 @@
+"""How a batch's results are written: under its lease, each item once, and counted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    Text,
+    bindparam,
+    cast,
+    column,
+    exists,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.claims import Claim, Failed, Known, Scored
+from models.db import in_turn, reading, storable
+from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
+from models.register import learn
+from models.states import ItemState, JobState, Risk
+from models.tables import Chunk, Image, Item, RowId, Score, Utc
+
+Result = Scored | Known | Failed
+LOGITS = ("excellent", "good", "fair", "poor", "bad")
+
+
+def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
+    """Whether an image has its score at a version."""
+    query = select(Score.image_id).join(Image, Image.id == Score.image_id)
+    query = query.where(Image.uri == uri, Image.version == version, Score.scorer_id == scorer_id)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar() is not None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What there is to write. scored: by the image that has the score, in one order for all, or two could wait for
+    each other."""
+
+    scored: list[tuple[int, Scored]]
+    done: list[int]
+    failed: list[Failed]
+
+
+def write(connection: Connection, claim: Claim, results: Sequence[Result], lease_s: float) -> JobState | None:
+    """
+    Write scores, settle and count the items that are still open, and extend the lease. A version that was learnt
+    becomes the current one of its URI, and has the score. Returns the job's state, or None when the lease is lost.
+    """
+    failed = [result for result in results if isinstance(result, Failed)]
+    done = [result for result in results if not isinstance(result, Failed)]
+    real_ids = _register_learnt(connection, {each.image_id: each.version for each in done if each.version is not None})
+    scored = {real_ids.get(each.image_id, each.image_id): each for each in done if isinstance(each, Scored)}
+    batch = _Batch(sorted(scored.items()), [each.image_id for each in done], failed)
+    write_all = _in_one_statement if connection.dialect.name == "postgresql" else _in_steps
+    job_state = write_all(connection, claim, batch, lease_s)
+    return None if job_state is None else JobState(job_state)
+
+
+def _register_learnt(connection: Connection, learnt: dict[int, str]) -> Mapping[int, int]:
+    """The images at the versions that were learnt, by the id of the one whose version is unknown."""
+    if not learnt:
+        return {}
+    in_turn(connection, "jobs")
+    rows = connection.execute(select(Image.id, Image.uri).where(Image.id.in_(learnt))).all()
+    real_ids = learn(connection, {row.uri: learnt[row.id] for row in rows})
+    return {row.id: real_ids[row.uri] for row in rows}
+
+
+def _overwriting(insert: Any) -> Any:
+    keys = ("image_id", "scorer_id")
+    changed = {each.name: insert.excluded[each.name] for each in Score.__table__.columns if each.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+def _message(failed: Failed) -> str:
+    return storable(failed.message)[:500]
+
+
+_SCORED = {"state": ItemState.SCORED, "risk": Risk.NONE}
+_FAILED = {"state": ItemState.FAILED, "risk": Risk.NONE}
+_SETTLE = update(Item).where(AMONG_THESE).values(_SCORED)
+
+_WRITE = _overwriting(sqlite.insert(Score))
+_FAIL = (
+    update(Item)
+    .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), OPEN)
+    .values(**_FAILED, reason=bindparam("why"), message=bindparam("words"))
+)
+_COUNT = (
+    update(Chunk)
+    .where(THIS_CHUNK)
+    .values(
+        scored=Chunk.scored + bindparam("more_scored"), failed=Chunk.failed + bindparam("more_failed"), until=FROM_NOW
+    )
+)
+
+
+def _in_steps(connection: Connection, claim: Claim, batch: _Batch, lease_s: float) -> str | None:
+    """For SQLite, where a statement costs little and none can do it all."""
+    job_state = connection.execute(HELD_BY_ME, lease_of(claim)).scalar()
+    if job_state is None:
+        return None
+    same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": datetime.now(UTC)}
+    scores = [
+        dict(zip(LOGITS, each.logits, strict=True), image_id=image_id, score=each.score, dtype=each.dtype, **same)
+        for image_id, each in batch.scored
+    ]
+    failed = [
+        {"job": claim.job_id, "image": each.image_id, "why": each.reason, "words": _message(each)}
+        for each in batch.failed
+    ]
+    if scores:
+        connection.execute(_WRITE, scores)
+    count = {
+        "more_scored": connection.execute(_SETTLE, {"job": claim.job_id, "ids": batch.done}).rowcount,
+        "more_failed": connection.execute(_FAIL, failed).rowcount if failed else 0,
+    }
+    connection.execute(_COUNT, {"chunk": claim.chunk_id, "lease_s": lease_s, **count})
+    return job_state
+
+
+def _rows_of(parameter: str, *columns: Any) -> Any:
+    """Many rows as one parameter, of JSON; the client would send them one by one."""
+    document = cast(bindparam(parameter, type_=Text()), JSON())
+    rows = func.json_to_recordset(document).table_valued(*columns)
+    return rows.render_derived(name=parameter, with_types=True)
+
+
+def _all() -> Any:
+    held = HELD_BY_ME.cte("held")
+    is_held = exists(select(held.c.state))
+    same = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
+    varies = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in same]
+    rows = select(_rows_of("scores", *varies), *same.values()).where(is_held)
+    written = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in varies), *same], rows))
+    settled = _SETTLE.where(is_held).returning(Item.image_id).cte("settled")
+    why = _rows_of("failures", column("image_id", RowId), column("reason", Text), column("message", Text))
+    failed = (
+        update(Item)
+        .where(Item.job_id == bindparam("job"), Item.image_id == why.c.image_id, OPEN, is_held)
+        .values(**_FAILED, reason=why.c.reason, message=why.c.message)
+        .returning(Item.image_id)
+        .cte("failed")
+    )
+    return (
+        update(Chunk)
+        .where(THIS_CHUNK, is_held)
+        .values(
+            scored=Chunk.scored + select(func.count()).select_from(settled).scalar_subquery(),
+            failed=Chunk.failed + select(func.count()).select_from(failed).scalar_subquery(),
+            until=FROM_NOW,
+        )
+        .returning(select(held.c.state).scalar_subquery())
+        .add_cte(written.cte("written"))
+    )
+
+
+_ALL = _all()
+_AS_JSON = '{"image_id":%d,"score":%.17g,"excellent":%.9g,"good":%.9g,"fair":%.9g,"poor":%.9g,"bad":%.9g,"dtype":"%s"}'
+"""Nine digits tell a float32 from the next, seventeen any float; json.dumps takes five times as long."""
+
+
+def _in_one_statement(connection: Connection, claim: Claim, batch: _Batch, lease_s: float) -> str | None:
+    """For PostgreSQL, where the way to the server and back costs more than most of what it does there."""
+    scores = [_AS_JSON % (image_id, each.score, *each.logits, each.dtype) for image_id, each in batch.scored]
+    failures = [{"image_id": each.image_id, "reason": each.reason, "message": _message(each)} for each in batch.failed]
+    parameters = {
+        **lease_of(claim), "lease_s": lease_s, "job": claim.job_id, "scorer": claim.scorer_id,
+        "now": datetime.now(UTC), "scores": f"[{','.join(scores)}]", "ids": batch.done,
+        "failures": json.dumps(failures, ensure_ascii=False),
+    }  # fmt: skip
+    return connection.execute(_ALL, parameters).scalar()
