@@ -17,13 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
 import worker.demo
 from models.errors import CheckpointError
+from worker import forward
 from worker.procedure import Score
-from worker.qsit import PADDING, QSit, _rows_of_like_length
+from worker.qsit import QSit, _prompt_ids, _template
 from worker.tiles import Prepared
 
 DEMO = Path(worker.demo.__file__).parent
@@ -44,6 +45,12 @@ def model() -> QSit:
 def prepared(model: QSit) -> list[Prepared]:
     """The golden images, in their order in golden.json."""
     return [model.prepare(picture(expected["image"])) for expected in IMAGES]
+
+
+@pytest.fixture(scope="module")
+def packing() -> Any:
+    """A model of transformers' own."""
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(DEMO).model
 
 
 @pytest.fixture
@@ -101,12 +108,14 @@ def test_golden_images_have_their_tiles_and_tokens(model: QSit, prepared: list[P
         assert image.tokens + beside_the_image == expected["tokens"]
 
 
-def test_the_prompt_is_the_golden_one_to_the_last_token(model: QSit) -> None:
+def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
     image = json.loads((DEMO / "config.json").read_text())["image_token_index"]
 
-    assert [*model._before, image, *model._after] == text + EXPECTED["prefix_token_ids"]
+    before, after = _prompt_ids(tokenizer, _template(DEMO, tokenizer), image)
+
+    assert [*before, image, *after] == text + EXPECTED["prefix_token_ids"]
 
 
 def test_one_mixed_batch_scores_as_published(model: QSit, prepared: list[Prepared]) -> None:
@@ -144,7 +153,7 @@ def test_the_same_image_twice_has_the_same_score(model: QSit, prepared: list[Pre
 
 
 @pytest.mark.parametrize("large", [(400, 380), (2300, 2300), (3000, 40)])
-def test_padding_does_not_change_a_score(model: QSit, large: tuple[int, int]) -> None:
+def test_what_lies_beside_an_image_does_not_change_its_score(model: QSit, large: tuple[int, int]) -> None:
     small_image, large_image = model.prepare(noise(384, 384)), model.prepare(noise(*large))
     [alone] = model.score([small_image])
 
@@ -154,34 +163,41 @@ def test_padding_does_not_change_a_score(model: QSit, large: tuple[int, int]) ->
     np.testing.assert_allclose(beside.logits, alone.logits, rtol=0, atol=1e-4)
 
 
-def test_rows_of_nearly_equal_length_are_padded_and_score_alike(model: QSit) -> None:
-    images = [model.prepare(noise(width, 384)) for width in (512, 520, 530)]
-    assert len({image.tokens for image in images}) > 1
-    alone = [model.score([image])[0].value for image in images]
+def test_rows_told_by_their_ends_score_as_published(
+    model: QSit, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, but for its kernel: in its place, what torch's documentation says of varlen_attn."""
 
-    together = [score.value for score in model.score(images)]
+    def varlen_attn(
+        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, ends_q: torch.Tensor, ends_k: torch.Tensor,
+        max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        assert ends_q.dtype == ends_k.dtype == torch.int32
+        assert (ends_q[0], ends_q[-1], ends_k[0], ends_k[-1]) == (0, len(queries), 0, len(keys))
+        assert (int(ends_q.diff().max()), int(ends_k.diff().max())) == (max_q, max_k)
+        assert keys.shape == values.shape
+        assert enable_gqa
+        groups = queries.shape[1] // keys.shape[1]
+        attended = torch.empty_like(queries)
+        for row in range(len(ends_q) - 1):
+            q = queries[ends_q[row] : ends_q[row + 1]]
+            k, v = (part[ends_k[row] : ends_k[row + 1]].repeat_interleave(groups, 1) for part in (keys, values))
+            weights = torch.einsum("qhd,khd->hqk", q, k) * scale
+            if window_size == (-1, 0):
+                weights += torch.full_like(weights[0], -math.inf).triu(1)
+            attended[ends_q[row] : ends_q[row + 1]] = torch.einsum("hqk,khd->qhd", weights.softmax(-1), v)
+        return attended
 
-    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    monkeypatch.setattr(forward, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(forward, "_is_flash", lambda queries: True)
 
-
-@given(lengths=st.lists(st.integers(1, 8000), max_size=40))
-@settings(deadline=None)
-def test_rows_are_grouped_so_that_little_is_padded(lengths: list[int]) -> None:
-    groups = list(_rows_of_like_length(lengths))
-
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        members = [lengths[index] for index in group]
-        assert max(members) * len(members) <= PADDING * sum(members)
-
-
-def test_rows_of_one_length_are_one_group() -> None:
-    assert list(_rows_of_like_length([1485] * 20)) == [list(range(20))]
+    for score, expected in zip(model.score(prepared), IMAGES, strict=True):
+        assert_golden(score, expected)
 
 
 def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [model.prepare(picture(IMAGES[index]["image"])) for index in (1, 2, 3)]
-    monkeypatch.setattr("worker.qsit.MAX_VISION_TILES", 2)
+    monkeypatch.setattr(model, "_pass_tiles", 2)
 
     for score, expected in zip(model.score(images), IMAGES[1:4], strict=True):
         assert_golden(score, expected)
@@ -194,15 +210,20 @@ def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: py
 @example(width=385, height=383)
 @example(width=3969, height=3136)  # a multiple of a patch but for rounding
 @settings(deadline=None, max_examples=60)
-def test_tokens_are_counted_as_the_model_packs_them(model: QSit, width: int, height: int) -> None:
-    """Without the pixels: features one number wide, packed by transformers' own code."""
+def test_a_grid_becomes_the_tokens_that_transformers_makes_of_it(
+    model: QSit, packing: Any, width: int, height: int
+) -> None:
     pinpoint = select_best_resolution((height, width), [list(pair) for pair in model.tiling.pinpoints])
     tiles = 1 + math.prod(pinpoint) // model.tiling.size**2
-    features = [torch.zeros(tiles, model.tiling.patches**2, 1)]
+    generator = torch.Generator().manual_seed(width)
+    features = torch.randn(tiles, model.tiling.patches**2, len(model._newline), generator=generator)
+    image = Prepared(np.zeros((tiles, 0, 0, 3), np.uint8), width, height, model.tiling.tokens(width, height))
 
-    [packed], _ = model._model.pack_image_features(features, [(height, width)], image_newline=torch.zeros(1))
+    [packed], _ = packing.pack_image_features([features], [(height, width)], image_newline=model._newline)
+    grid = model._grid(features[1:], image)
 
-    assert model.tiling.tokens(width, height) == len(packed)
+    assert image.tokens == len(packed)
+    torch.testing.assert_close(torch.cat((features[0], grid)), packed, rtol=0, atol=1e-6)
 
 
 def test_extreme_shapes_are_scored(model: QSit) -> None:
@@ -252,7 +273,7 @@ def test_a_device_without_room_is_out_of_memory_in_one_line(model: QSit, monkeyp
     def full(images: Sequence[Prepared]) -> list[Score]:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has a total capacity of 139 GiB")
 
-    monkeypatch.setattr(model, "_features", full)
+    monkeypatch.setattr(model, "_score", full)
 
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\.$"):
         model.score([])
@@ -286,7 +307,8 @@ def test_a_checkpoint_as_transformers_5_saves_it_scores_the_same(
 
     resaved = QSit.load(str(tmp_path))
 
-    assert (resaved._before, resaved._after) == (model._before, model._after)
+    assert torch.equal(resaved._before, model._before)
+    assert torch.equal(resaved._after, model._after)
     assert_golden(resaved.score(prepared[2:3])[0], IMAGES[2])
 
 
@@ -383,8 +405,8 @@ def test_both_chat_templates_in_circulation_are_taken_from_the_checkpoint(checkp
 
     other = QSit.load(str(checkpoint))
 
-    assert other._before != model._before
-    assert other._after == model._after
+    assert not torch.equal(other._before, model._before)
+    assert torch.equal(other._after, model._after)
 
 
 @pytest.mark.parametrize(

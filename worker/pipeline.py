@@ -1,12 +1,13 @@
-"""Threads that prepare photos ahead of the device, and batches cut by a budget of tokens."""
+"""Threads that prepare photos ahead of the device and keep it busy, and batches cut by a budget of tokens."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.claims import ClaimedItem, Failed, Known, Scored
 from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
@@ -22,6 +23,8 @@ Result = Scored | Known | Failed
 
 
 class Model(Protocol):
+    def upload(self, images: Sequence[Prepared]) -> Sequence[Prepared]: ...
+
     def score(self, images: Sequence[Prepared]) -> list[Score]: ...
 
 
@@ -45,9 +48,11 @@ class Loading:
         """Tells that from now on it is the photo that takes its time."""
         self.decoding_since = time.monotonic()
 
-    def is_done(self, wait_s: float) -> bool:
-        """Whether something has come of it, if need be after waiting so long."""
-        return bool(wait([self.future], timeout=wait_s).done)
+    def is_done(self, wait_s: float, unless: "Future[list[Result]] | None" = None) -> bool:
+        """Whether something has come of it, if need be after waiting so long, or until `unless` is done."""
+        waited_for: list[Future[Any]] = [self.future] if unless is None else [self.future, unless]
+        wait(waited_for, timeout=wait_s, return_when=FIRST_COMPLETED)
+        return self.future.done()
 
     def is_stuck(self, decode_s: float) -> bool:
         """Whether it is decoded for longer than it may."""
@@ -81,10 +86,11 @@ class Pipeline:
     probe: Prepared | None = None
     decode_s: float = 60.0
     _fault: WorkerFault | None = None
+    _device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="device"))
 
     @property
     def look_ahead(self) -> int:
-        return 32 + 2 * self.loaders
+        return 64 + 2 * self.loaders
 
     def run(
         self,
@@ -96,8 +102,9 @@ class Pipeline:
         stopping: Callable[[], bool],
     ) -> Iterator[list[Result]]:
         """
-        Results, a batch at a time: of suspects one by one and last, of the others in batches. Takes up nothing new
-        after `turn_s` seconds, and drops what is in preparation when `stopping` says so.
+        Results, a batch at a time: of suspects one by one and last, of the others in batches. While the caller has a
+        batch's results, the next batch is scored. Takes up nothing new after `turn_s` seconds, and drops what is in
+        preparation or waits for the device when `stopping` says so.
 
         prepare: runs in the loader threads, and calls its second argument when it has read and begins to decode; may
         raise ImageError.
@@ -118,8 +125,9 @@ class Pipeline:
             loading.future = pool.submit(prepare, item, loading.decoding)
             return loading
 
+        flying: deque[Loading] = deque()
+        running: Future[list[Result]] | None = None
         try:
-            flying: deque[Loading] = deque()
             while not (stopping() or self._is_spent):
                 if (
                     time.monotonic() < deadline
@@ -132,31 +140,55 @@ class Pipeline:
                     flying.extend(map(load, window))
                 if not flying:
                     break
-                yield self._batch(flying, stopping)
+                before, running = running, self._begin(flying, stopping, running)
+                if before is not None:
+                    yield before.result()
+            if running is not None:
+                yield running.result()
             for item in suspects:
                 if stopping() or self._is_spent or time.monotonic() >= deadline:
                     break
                 start([item.image_id], True)
-                yield self._batch(deque([load(item)]), stopping)
+                if (alone := self._begin(deque([load(item)]), stopping)) is not None:
+                    yield alone.result()
             if self._fault is not None:
                 raise self._fault
         finally:
+            if running is not None:
+                running.cancel()
             pool.shutdown(wait=not (self._is_spent or stopping()), cancel_futures=True)
 
     @property
     def _is_spent(self) -> bool:
         return isinstance(self._fault, ProcessSpent)
 
-    def _batch(self, flying: deque[Loading], stopping: Callable[[], bool]) -> list[Result]:
-        """Take from the front as much as the budget allows, or is there when it is time to stop, and score it."""
+    def _begin(
+        self, flying: deque[Loading], stopping: Callable[[], bool], running: Future[list[Result]] | None = None
+    ) -> Future[list[Result]] | None:
+        """Have the next batch scored as soon as the device is free, unless it is time to stop by then."""
+        batch, settled = self._next(flying, stopping, running)
+        if not batch and not settled:
+            return None
+        images: Sequence[Prepared] = [ready.prepared for _, ready in batch]
+        with suppress(Exception):  # whatever it is, scoring will meet it, too, and find out whose fault it is
+            images = self.model.upload(images)
+        return self._device.submit(lambda: settled if stopping() else settled + self._score(batch, images))
+
+    def _next(
+        self, flying: deque[Loading], stopping: Callable[[], bool], running: Future[list[Result]] | None
+    ) -> tuple[list[tuple[ClaimedItem, Ready]], list[Result]]:
+        """
+        Take from the front as much as the budget allows, or is there when it is time to stop or the device has nothing
+        to do: a batch, and what has its result already.
+        """
         batch: list[tuple[ClaimedItem, Ready]] = []
         settled: list[Result] = []
         tokens = 0
         while flying and not self._is_spent:
             item = flying[0].item
             patience_s = min(1.0, self.decode_s / 2)
-            if not flying[0].is_done(patience_s):
-                if stopping():
+            if not flying[0].is_done(patience_s, running):
+                if stopping() or (running is not None and running.done()):
                     break
                 # twice: a process that was stopped meanwhile, or its whole machine, finds the time gone
                 if flying[0].is_stuck(self.decode_s) and not flying[0].is_done(patience_s):
@@ -181,14 +213,14 @@ class Pipeline:
                     batch.append((item, ready))
                     tokens += ready.prepared.tokens
             flying.popleft()
-        return settled + self._score(batch)
+        return batch, settled
 
-    def _score(self, batch: list[tuple[ClaimedItem, Ready]]) -> list[Result]:
+    def _score(self, batch: list[tuple[ClaimedItem, Ready]], images: Sequence[Prepared]) -> list[Result]:
         """A batch that fails is split until what fails is one image."""
         if not batch:
             return []
         try:
-            scores = self.model.score([ready.prepared for _, ready in batch])
+            scores = self.model.score(images)
         except MemoryError as error:
             reason, words = Reason.OUT_OF_MEMORY, _line(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is of one of these photos
@@ -207,8 +239,10 @@ class Pipeline:
         if reason is Reason.OUT_OF_MEMORY:
             tokens = sum(ready.prepared.tokens for _, ready in batch)
             self.batch_tokens = max(1, min(self.batch_tokens, tokens // 2))
+        del images
         half = len(batch) // 2
-        return self._score(batch[:half]) + self._score(batch[half:])
+        halves = (batch[:half], batch[half:])
+        return [result for part in halves for result in self._score(part, [ready.prepared for _, ready in part])]
 
     def _check_model(self) -> None:
         if self.probe is None:

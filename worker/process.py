@@ -36,7 +36,6 @@ FROZEN_S = 300.0
 """A process in which no thread has had its turn for so long is in a decoder that will not let go."""
 STALLED_S = 3600.0
 """A process that has a chunk and got nothing done for so long waits for a device that will not answer."""
-BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 T = TypeVar("T")
 
@@ -94,9 +93,10 @@ class Process:
         )  # fmt: skip
         self._standing_notice = self.row.notice
         self.insist(lambda: fleet.announce(self.engine, self.row))
-        budget = settings.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
-        self.pipeline = Pipeline(model, dtype, budget, settings.loaders, probe, settings.decode_s)
+        self.pipeline = Pipeline(
+            model, dtype, settings.batch_tokens or model.batch_tokens, settings.loaders, probe, settings.decode_s
+        )
         self._reader = Reader(
             settings.roots,
             mounted=settings.private_run is not None,  # by who has just listed them

@@ -5,6 +5,7 @@ standard deviation from the checkpoint, so that nothing here assumes a size of S
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,20 +13,32 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch.nn.functional import linear
+from torch.nn.functional import interpolate, linear
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from models.errors import CheckpointError
 from worker import checkpoint
+from worker.forward import LanguageModel, Packing, VisionTower, text_layer, vision_layer
 from worker.procedure import ANSWER, PROMPT, WORDS, Score, score_of
-from worker.tiles import Prepared, Tiling, best_resolution
+from worker.tiles import Prepared, Tiling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_VISION_TILES = 64
-"""Tiles in one pass through the vision tower, which bounds its memory."""
-PADDING = 1.1
-"""Rows of a language-model pass are padded to at most this much of their real tokens."""
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+"""The most tokens of a batch; more of them make no matrix product faster."""
+VISION_TILES = {"cpu": 8, "cuda": 64}
+"""The most tiles in one pass through the vision tower."""
+OF_FREE_MEMORY = 0.4
+"""The share of a GPU's free memory that each of the two passes may take."""
+
+
+class Uploaded(list[Prepared]):
+    """Prepared images whose tiles, (n, size, size, 3) uint8, are on the device or on their way; those of the host are
+    held until they are there."""
+
+    def __init__(self, images: Sequence[Prepared], tiles: torch.Tensor) -> None:
+        super().__init__(images)
+        self.tiles = tiles
 
 
 class QSit:
@@ -39,13 +52,19 @@ class QSit:
         self.tiling = tiling
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._model = model.model
-        self._before, self._after = _prompt_ids(tokenizer, template, model.config.image_token_id)
+        self._tower = VisionTower(model.model.vision_tower, model.model.multi_modal_projector)
+        self._text = LanguageModel(model.model.language_model)
+        self._newline: torch.Tensor = model.model.image_newline
+        before, after = _prompt_ids(tokenizer, template, model.config.image_token_id)
+        with torch.inference_mode():
+            self._before, self._after = self._text.embed(before), self._text.embed(after)
         rating_ids = _rating_ids(tokenizer)
         self._rating_rows: torch.Tensor = model.get_output_embeddings().weight[rating_ids].float()
-        self._scale = tiling.scale
-        self._mean = torch.tensor(tiling.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(tiling.std, device=self.device).view(1, 3, 1, 1)
+        self._patch: int = model.config.vision_config.patch_size
+        self._mean = torch.tensor(tiling.mean, device=self.device).view(3, 1)
+        self._std = torch.tensor(tiling.std, device=self.device).view(3, 1)
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.batch_tokens, self._pass_tiles = self._budgets(model.config)
 
     @classmethod
     def load(cls, model: str, *, device: str = "cpu", dtype: str | None = None, revision: str | None = None) -> "QSit":
@@ -95,12 +114,29 @@ class QSit:
         """Cut an image into tiles, on the host; its pixels are taken as given, converted to RGB if they are not."""
         return self.tiling.prepare(image if image.mode == "RGB" else image.convert("RGB"))
 
+    def upload(self, images: Sequence[Prepared]) -> Uploaded:
+        """
+        Have the tiles of a batch copied to the device, beside what it computes. May be called beside `score`, which
+        then does not wait for them.
+
+        Raises:
+            MemoryError: when they do not fit on the device.
+        """
+        tiles = [torch.from_numpy(image.tiles) for image in images]
+        if self._copies is None or not tiles:
+            return Uploaded(images, torch.cat(tiles) if tiles else torch.empty(0))
+        try:
+            with torch.cuda.stream(self._copies):
+                parts = [part.to(self.device, non_blocking=True) for part in tiles]
+                return Uploaded(images, torch.cat(parts))
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error).splitlines()[0]) from error
+
     def score(self, images: Sequence[Prepared]) -> list[Score]:
         """
         Score images in one batch, in order.
 
-        No image's score depends on the others: rows are padded on the right under causal attention and read at
-        their last real position.
+        No image's score depends on the others, which lie in the same pass but are not attended to.
 
         Raises:
             ValueError: when the rating of one of them is not finite.
@@ -108,69 +144,73 @@ class QSit:
         """
         try:
             with torch.inference_mode():
-                return self._score(images)
+                return self._score(images if isinstance(images, Uploaded) else self.upload(images))
         except torch.OutOfMemoryError as error:
             words = str(error).splitlines()[0]
         torch.cuda.empty_cache()  # by now the error is gone, and with it the frames that held the batch's memory
+        self._pass_tiles = max(1, self._pass_tiles // 2)
         raise MemoryError(words)
 
-    def _score(self, images: Sequence[Prepared]) -> list[Score]:
-        features = self._features(images)
-        logits: dict[int, list[float]] = {}
-        for row in _rows_of_like_length([feature.shape[0] for feature in features]):
-            values = self._rating_logits([features[index] for index in row])
-            logits.update(zip(row, values.tolist(), strict=True))
-        return [score_of(logits[index]) for index in range(len(images))]
+    def _score(self, images: Uploaded) -> list[Score]:
+        if self._copies is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._copies)
+            images.tiles.record_stream(torch.cuda.current_stream(self.device))
+        packing = Packing([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
+        hidden = torch.cat([part for row in self._rows(images) for part in row])
+        last = self._text(hidden, packing)
+        return [score_of(logits) for logits in linear(last.float(), self._rating_rows).tolist()]
 
     def photos_per_second(self, width: int = 1024, height: int = 768) -> float:
         """About how many photos of that size this device scores a second, from timing one layer of each tower."""
-        grid_height, grid_width = best_resolution(width, height, self.tiling.pinpoints)
-        tiles = 1 + grid_height * grid_width // self.tiling.size**2
+        tiles = 1 + math.prod(self.tiling.layout(width, height).tiles)
         tokens = self.tiling.tokens(width, height) + len(self._before) + len(self._after)
-        tower, text = self._model.vision_tower, self._model.language_model
+        packing = Packing([tokens], self.device)
         with torch.inference_mode():
-            patches = torch.zeros(1, self.tiling.patches**2, tower.config.hidden_size)
-            patches = patches.to(self.device, self.dtype)
-            hidden = torch.zeros(1, tokens, text.config.hidden_size).to(self.device, self.dtype)
-            turns = text.rotary_emb(hidden, torch.arange(tokens, device=self.device)[None])
-            vision_s = _seconds(lambda: tower.encoder.layers[0](patches, None))
-            text_s = _seconds(lambda: text.layers[0](hidden, position_embeddings=turns))
-        return 1 / (vision_s * len(tower.encoder.layers) * tiles + text_s * len(text.layers))
+            patches = torch.zeros(1, self.tiling.patches**2, self._tower.width, device=self.device, dtype=self.dtype)
+            hidden = torch.zeros(tokens, len(self._newline), device=self.device, dtype=self.dtype)
+            turns = self._text.turns(packing, self.dtype)
+            vision_s = _seconds(lambda: vision_layer(self._tower.layers[0], patches))
+            text_s = _seconds(lambda: text_layer(self._text.layers[0], hidden, turns, packing))
+        return 1 / (vision_s * len(self._tower.layers) * tiles + text_s * len(self._text.layers))
 
-    def _features(self, images: Sequence[Prepared]) -> list[torch.Tensor]:
-        """Image tokens of each image: (tokens, width of the language model)."""
-        tiles = [torch.from_numpy(image.tiles) for image in images]
-        projected = torch.cat([self._projected(part) for part in torch.cat(tiles).split(MAX_VISION_TILES)])
-        packed, _ = self._model.pack_image_features(
-            projected.split([len(part) for part in tiles]),
-            [(image.height, image.width) for image in images],
-            image_newline=self._model.image_newline,
-            vision_aspect_ratio=f"anyres_max_{self.tiling.max_tiles}",
-        )
-        for image, feature in zip(images, packed, strict=True):
-            if feature.shape[0] != image.tokens:
-                raise RuntimeError(f"{feature.shape[0]} image tokens where {image.tokens} were counted")
-        return list(packed)
+    def _budgets(self, config: Any) -> tuple[int, int]:
+        """Tokens of a batch and tiles of a vision pass, as this device's memory allows."""
+        kind = self.device.type
+        if kind != "cuda":
+            return BATCH_TOKENS["cpu"], VISION_TILES["cpu"]
+        room = torch.cuda.mem_get_info(self.device)[0] * OF_FREE_MEMORY / self.dtype.itemsize
+        vision, text = config.vision_config, config.text_config
+        token = 3 * text.intermediate_size + 6 * text.hidden_size  # what is held at once at the widest place
+        tile = self.tiling.patches**2 * (2 * vision.intermediate_size + 6 * vision.hidden_size)
+        return min(BATCH_TOKENS[kind], int(room / token)), max(1, min(VISION_TILES[kind], int(room / tile)))
 
-    def _projected(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Features of the vision tower's last layer, all of them and before its final norm, projected."""
-        pixels = tiles.to(self.device).permute(0, 3, 1, 2).float()
-        pixels = (pixels * self._scale - self._mean) / self._std
-        tower = self._model.vision_tower
-        hidden = tower.encoder(inputs_embeds=tower.embeddings(pixels.to(self.dtype))).last_hidden_state
-        return self._model.multi_modal_projector(hidden)  # type: ignore[no-any-return]
+    def _rows(self, images: Uploaded) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Of each image the embeddings that make its row: prompt, base tile, grid, prompt."""
+        features = torch.cat([self._tower(self._patches(part)) for part in images.tiles.split(self._pass_tiles)])
+        for image, feature in zip(images, features.split([len(image.tiles) for image in images]), strict=True):
+            yield self._before, feature[0], self._grid(feature[1:], image), self._after
 
-    def _rating_logits(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """(len(features), 5) float32: the head's rows of the five words at each row's last real position."""
-        text = self._model.language_model
-        before, after = (
-            text.embed_tokens(torch.tensor(ids, device=self.device)) for ids in (self._before, self._after)
-        )
-        rows = [torch.cat((before, feature, after)) for feature in features]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        hidden = text(inputs_embeds=padded, use_cache=False).last_hidden_state
-        last = torch.stack([hidden[index, len(row) - 1] for index, row in enumerate(rows)])
-        return linear(last.float(), self._rating_rows)
+    def _patches(self, tiles: torch.Tensor) -> torch.Tensor:
+        """(n, size, size, 3) uint8 to (n, patches, values of a patch): normalised, the channels one after another."""
+        side, size = self.tiling.patches, self._patch
+        tiles = tiles[:, : side * size, : side * size]  # what is over is seen by no patch
+        patches = tiles.unflatten(2, (side, size)).unflatten(1, (side, size)).permute(0, 1, 3, 5, 2, 4)
+        values = patches.reshape(len(tiles), side * side, 3, size * size).float()
+        normalised = values.mul_(self.tiling.scale).sub_(self._mean).div_(self._std)
+        flat: torch.Tensor = normalised.flatten(2)
+        return flat.to(self.dtype)
+
+    def _grid(self, features: torch.Tensor, image: Prepared) -> torch.Tensor:
+        """(tiles, patches, width) to (tokens, width): put together, without padding, shrunk, a newline a row."""
+        layout, side = self.tiling.layout(image.width, image.height), self.tiling.patches
+        grid = features.unflatten(1, (side, side)).unflatten(0, layout.tiles).transpose(1, 2)
+        grid = grid.flatten(2, 3).flatten(0, 1)
+        grid = grid[layout.top : grid.shape[0] - layout.top, layout.left : grid.shape[1] - layout.left]
+        if grid.shape[:2] != (layout.rows, layout.columns):
+            grid = interpolate(grid.movedim(2, 0)[None], (layout.rows, layout.columns), mode="bilinear")
+            grid = grid[0].movedim(0, 2)
+        newlines = self._newline.expand(layout.rows, 1, -1)
+        return torch.cat((grid, newlines), dim=1).flatten(0, 1)
 
 
 def default_dtype(device: str) -> str:
@@ -185,19 +225,6 @@ def _seconds(action: Callable[[], torch.Tensor]) -> float:
     return time.perf_counter() - began
 
 
-def _rows_of_like_length(lengths: list[int]) -> Iterator[list[int]]:
-    """Indices grouped so that padding each group to its longest adds little."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        real = sum(lengths[member] for member in group) + lengths[index]
-        if group and lengths[index] * (len(group) + 1) > PADDING * real:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
-
-
 def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
     """Weights that are missing are filled with random numbers by transformers: refuse that."""
     wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
@@ -210,6 +237,8 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
             raise CheckpointError(f"{folder}: this transformers release left the tied head unset; use another release")
+    if "sliding_attention" in getattr(config.text_config, "layer_types", ()):
+        raise CheckpointError(f"{folder}: attention by a sliding window is not supported")
     if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "full":
         raise CheckpointError(f"{folder}: only all features of the vision tower's last layer are supported")
 

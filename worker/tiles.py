@@ -34,6 +34,22 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """
+    The features of a grid of tiles.
+
+    tiles: rows and columns of tiles; top, left: rows and columns of features, on either side, that show padding;
+    rows, columns: of features that become tokens.
+    """
+
+    tiles: tuple[int, int]
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class Tiling:
     """How a checkpoint wants its images cut: sizes in pixels, pinpoints as (height, width)."""
 
@@ -111,19 +127,26 @@ class Tiling:
         tiles[1:].reshape(rows, columns, self.size, self.size, 3)[:] = grid
         return Prepared(tiles, width, height, self.tokens(width, height))
 
-    def tokens(self, width: int, height: int) -> int:
-        """Tokens of an image in the language model: base tile, unpadded grid shrunk if large, a newline a row."""
+    def layout(self, width: int, height: int) -> "Layout":
+        """How the features of an image's grid of tiles become tokens: without its padding, shrunk if large."""
         grid_height, grid_width = best_resolution(width, height, self.pinpoints)
         rows = self.patches * (grid_height // self.size)
         columns = self.patches * (grid_width // self.size)
+        top = left = 0
         if width / height > columns / rows:
-            rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+            top = (rows - int(round(height * (columns / width), 7))) // 2
         else:
-            columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+            left = (columns - int(round(width * (rows / height), 7))) // 2
+        rows, columns = rows - 2 * top, columns - 2 * left
         ratio = math.sqrt(rows * columns / (self.max_tiles * self.patches**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
-        return self.patches**2 + rows * columns + rows
+        return Layout((grid_height // self.size, grid_width // self.size), top, left, rows, columns)
+
+    def tokens(self, width: int, height: int) -> int:
+        """Tokens of an image in the language model: base tile, grid, a newline for each of its rows."""
+        layout = self.layout(width, height)
+        return self.patches**2 + layout.rows * layout.columns + layout.rows
 
 
 def best_resolution(width: int, height: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
