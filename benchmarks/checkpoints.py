@@ -1,0 +1,100 @@
+"""Checkpoints of Q-SiT's true sizes with random weights, which cost what trained ones cost; their scores mean nothing.
+
+    python -m benchmarks.checkpoints FOLDER tiny|mini|full [--tokenizer FOLDER] [--dtype float16] [--seed N]
+
+Sizes are those of zhangzicheng/q-sit-mini and q-sit; tiny has two narrow layers a tower. Layout and names of the
+weights are the published ones. Templates and preprocessing are the demo checkpoint's, and so is the tokenizer unless
+a folder with Qwen2's is given: its prompt has more tokens, some 3 % of those of a photo.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
+
+import worker.demo
+
+DEMO = Path(worker.demo.__file__).parent
+VISION = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "true": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16},
+}
+TEXT = {
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 152000, "tie_word_embeddings": True,
+    },
+    "mini": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 152000, "tie_word_embeddings": True,
+    },
+    "full": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152128, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+PREPROCESSING = ("chat_template.json", "preprocessor_config.json", "processor_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def config_of(shape: str, image_token: int) -> LlavaOnevisionConfig:
+    """The configuration of a published checkpoint."""
+    return LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model", "patch_size": 14, "image_size": 384, "vision_use_head": False,
+            **VISION["tiny" if shape == "tiny" else "true"],
+        },
+        text_config=Qwen2Config(
+            max_position_embeddings=32768, rope_theta=1_000_000.0, rms_norm_eps=1e-6, use_sliding_window=False,
+            bos_token_id=None, eos_token_id=None, **TEXT[shape],
+        ),
+        image_token_index=image_token, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def make(folder: Path, shape: str, *, tokenizer: Path = DEMO, dtype: str = "float16", seed: int = 0) -> int:
+    """Write a checkpoint; returns how many parameters it has."""
+    image_token = next(
+        int(entry["id"])
+        for entry in json.loads((tokenizer / "tokenizer.json").read_text())["added_tokens"]
+        if entry["content"] == "<image>"
+    )
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        model = LlavaOnevisionForConditionalGeneration(config_of(shape, image_token))
+    finally:
+        torch.set_default_dtype(before)
+    model.save_pretrained(folder, max_shard_size="100GB")
+    weights = folder / "model.safetensors"  # transformers 5 drops a level of the published names
+    named = {
+        key if "vision_model." in key else key.replace("vision_tower.", "vision_tower.vision_model.", 1): value
+        for key, value in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
+    for name in PREPROCESSING:
+        shutil.copy(DEMO / name, folder)
+    for name in TOKENIZER:
+        shutil.copy(tokenizer / name, folder)
+    return sum(each.numel() for each in model.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("shape", choices=TEXT)
+    parser.add_argument("--tokenizer", type=Path, default=DEMO)
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    count = make(args.folder, args.shape, tokenizer=args.tokenizer, dtype=args.dtype, seed=args.seed)
+    print(f"{args.folder}: {count:,} parameters")
+
+
+if __name__ == "__main__":
+    main()
