@@ -24,7 +24,7 @@ import worker.demo
 from models.errors import CheckpointError
 from worker import forward
 from worker.procedure import Score
-from worker.qsit import QSit, _prompt_ids, _template
+from worker.qsit import QSit, chat_template, prompt_ids
 from worker.tiles import Prepared
 
 DEMO = Path(worker.demo.__file__).parent
@@ -113,7 +113,7 @@ def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
     image = json.loads((DEMO / "config.json").read_text())["image_token_index"]
 
-    before, after = _prompt_ids(tokenizer, _template(DEMO, tokenizer), image)
+    before, after = prompt_ids(tokenizer, chat_template(DEMO, tokenizer), image)
 
     assert [*before, image, *after] == text + EXPECTED["prefix_token_ids"]
 

@@ -55,7 +55,7 @@ class QSit:
         self._tower = VisionTower(model.model.vision_tower, model.model.multi_modal_projector)
         self._text = LanguageModel(model.model.language_model)
         self._newline: torch.Tensor = model.model.image_newline
-        before, after = _prompt_ids(tokenizer, template, model.config.image_token_id)
+        before, after = prompt_ids(tokenizer, template, model.config.image_token_id)
         with torch.inference_mode():
             self._before, self._after = self._text.embed(before), self._text.embed(after)
         rating_ids = _rating_ids(tokenizer)
@@ -108,7 +108,7 @@ class QSit:
             loaded.to(device)
         except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
             raise CheckpointError(f"{model} does not fit on {device}: {str(error).splitlines()[0]}") from error
-        return cls(loaded, tokenizer, _template(folder, tokenizer), tiling)
+        return cls(loaded, tokenizer, chat_template(folder, tokenizer), tiling)
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Cut an image into tiles, on the host; its pixels are taken as given, converted to RGB if they are not."""
@@ -243,7 +243,7 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
         raise CheckpointError(f"{folder}: only all features of the vision tower's last layer are supported")
 
 
-def _template(folder: Path, tokenizer: Any) -> str:
+def chat_template(folder: Path, tokenizer: Any) -> str:
     try:
         if (own := folder / "chat_template.jinja").exists():
             return own.read_text()
@@ -256,7 +256,7 @@ def _template(folder: Path, tokenizer: Any) -> str:
     raise CheckpointError(f"{folder} has no chat template")
 
 
-def _prompt_ids(tokenizer: Any, template: str, image_token_id: int) -> tuple[list[int], list[int]]:
+def prompt_ids(tokenizer: Any, template: str, image_token_id: int) -> tuple[list[int], list[int]]:
     """The rating prompt's token ids before and after the image."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
     try:

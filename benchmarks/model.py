@@ -1,0 +1,201 @@
+"""
+How fast the model scores photos: qsit's own pass against the model README's loop and transformers in padded batches.
+
+    python -m benchmarks.model tiny|mini|full|FOLDER [--device cpu|cuda] [--dtype D] [--mix NAME]... [--photos N]
+                               [--batch N] [--rounds N] [--loaders N] [--compile] [--only-ours]
+
+All three get the same decoded photos, made from a real one, on the same checkpoint (of random weights, made for the
+occasion, unless a folder is given), and take turns, round after round. qsit's pass is the worker's own pipeline without
+queue and database. Prints a table and a line of JSON: images a second (median of the rounds), ratios, how far the
+scores are apart, and the share of the floor: the time that the operations of the model would take at the rate of a
+large matrix product, measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from benchmarks import checkpoints
+from benchmarks.peers import Transformers
+from models.claims import ClaimedItem, Scored
+from worker import forward
+from worker.pipeline import Pipeline, Ready
+from worker.qsit import DTYPES, QSit, default_dtype
+from worker.tiles import Tiling
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
+LIBRARY = {(4000, 3000): 0.45, (6000, 4000): 0.15, (1920, 1080): 0.15, (1024, 768): 0.15, (512, 384): 0.10}
+"""Sizes of photos in the mix `library`, and how often each comes: mostly phones' and cameras', some from the web."""
+MIXES: dict[str, dict[tuple[int, int], float]] = {
+    "512x384": {(512, 384): 1},
+    "1024x768": {(1024, 768): 1},
+    "4000x3000": {(4000, 3000): 1},
+    "small": {(512, 384): 0.25, (640, 480): 0.25, (800, 600): 0.25, (1024, 768): 0.25},
+    "library": LIBRARY,
+}
+
+
+def photos_of(mix: str, count: int) -> list[Image.Image]:
+    """So many photos of a mix, in a random order, each size as often as the mix says, as nearly as that can be."""
+    with Image.open(PHOTO) as file:
+        photo = file.convert("RGB")
+    sizes: list[tuple[int, int]] = []
+    for size, share in MIXES[mix].items():
+        sizes += [size] * max(1, round(share * count))
+    random.Random(0).shuffle(sizes)
+    of_size = {size: photo.resize(size) for size in set(sizes)}
+    return [of_size[size] for size in sizes[:count]]
+
+
+def score_all(model: QSit, dtype: str, loaders: int, images: Sequence[Image.Image]) -> list[float]:
+    """The worker's own way from decoded photos to scores."""
+    pipeline = Pipeline(model, dtype, model.batch_tokens, loaders)
+    items = [ClaimedItem(number, "", "", False) for number in range(len(images))]
+    batches = pipeline.run(
+        items,
+        lambda item, _: Ready(model.prepare(images[item.image_id])),
+        lambda image_ids, alone: None,
+        turn_s=float("inf"),
+        stopping=lambda: False,
+    )
+    results = [result for batch in batches for result in batch]
+    scores = {result.image_id: result.score for result in results if isinstance(result, Scored)}
+    if len(scores) < len(images):
+        raise SystemExit(f"a photo failed: {next(result for result in results if not isinstance(result, Scored))}")
+    return [scores[number] for number in range(len(images))]
+
+
+def operations(config: Any, tiling: Tiling, images: Sequence[Image.Image]) -> float:
+    """What scoring the photos takes, in floating-point operations; prompts and elementwise work are left out."""
+    vision, text = config["vision_config"], config["text_config"]
+    wide, patches = vision["hidden_size"], tiling.patches**2
+    per_patch = vision["num_hidden_layers"] * (
+        8 * wide**2 + 4 * wide * vision["intermediate_size"] + 4 * patches * wide
+    )
+    head = text["hidden_size"] // text["num_attention_heads"]
+    joint = text["hidden_size"] * (text["num_attention_heads"] + text["num_key_value_heads"]) * head
+    per_token = text["num_hidden_layers"] * (4 * joint + 6 * text["hidden_size"] * text["intermediate_size"])
+    total = 0.0
+    for image in images:
+        rows, columns = tiling.layout(*image.size).tiles
+        tokens = tiling.tokens(*image.size)
+        total += (1 + rows * columns) * patches * per_patch + tokens * per_token
+        total += text["num_hidden_layers"] * 2 * text["hidden_size"] * tokens**2  # causal: half of the products
+    return total
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product; the best of several."""
+    size = 8192 if device.startswith("cuda") else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    (left @ right)[0, 0].item()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def in_turn(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of each round, and scores, of each way."""
+    took: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            scores = way()
+            took[name][0].append(time.perf_counter() - start)
+            took[name] = (took[name][0], scores)
+            print(f"round {number + 1}, {name}: {took[name][0][-1]:.2f} s", flush=True)
+    return took
+
+
+def measured(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    dtype = args.dtype or default_dtype(args.device)
+    ours = QSit.load(str(folder), device=args.device, dtype=dtype)
+    peer = None if args.only_ours else Transformers(folder, args.device, DTYPES[dtype])
+    rate = matrix_rate(args.device, DTYPES[dtype])
+    config = json.loads((folder / "config.json").read_text())
+    rows: list[dict[str, Any]] = []
+    for mix in args.mix or ["512x384", "1024x768", "4000x3000", "library"]:
+        images = photos_of(mix, args.photos)
+        ways: dict[str, Callable[[], list[float]]] = {}
+        if peer is not None:
+            peer.readme_loop(images[:1])
+            ways["readme"] = lambda images=images: peer.readme_loop(images)
+            ways["padded"] = lambda images=images: [
+                score
+                for start in range(0, len(images), args.batch)
+                for score in peer.padded(images[start : start + args.batch])
+            ]
+        ways["qsit"] = lambda images=images: score_all(ours, dtype, args.loaders, images)
+        score_all(ours, dtype, args.loaders, images[:1])
+        took = in_turn(ways, args.rounds)
+        speed = {name: len(images) / statistics.median(seconds) for name, (seconds, _) in took.items()}
+        floor = len(images) * rate / operations(config, ours.tiling, images)
+        row = {
+            "mix": mix, "photos": len(images), "images_per_s": speed, "floor": floor, "matrix_tflops": rate / 1e12,
+            "share_of_floor": speed["qsit"] / floor,
+            "apart": {
+                name: max(abs(a - b) for a, b in zip(scores, took["qsit"][1], strict=True))
+                for name, (_, scores) in took.items()
+            },
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    print("\n| photos | README loop | padded | qsit | to README | to padded | share of floor | scores apart |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        speed, ours = row["images_per_s"], row["images_per_s"]["qsit"]
+        peers = [f"{speed[name]:.3g}" if name in speed else "" for name in ("readme", "padded")]
+        ratios = [f"{ours / speed[name]:.2f}" if name in speed else "" for name in ("readme", "padded")]
+        cells = [row["mix"], *peers, f"{ours:.3g}", *ratios, f"{row['share_of_floor']:.0%}"]
+        print(f"| {' | '.join(cells)} | {max(row['apart'].values()):.1g} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="tiny, mini, full, or a checkpoint's folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--mix", action="append", choices=MIXES)
+    parser.add_argument("--photos", type=int, default=4, help="photos of each mix")
+    parser.add_argument("--batch", type=int, default=4, help="photos in a padded batch of transformers")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--loaders", type=int, default=min(os.cpu_count() or 1, 16))
+    parser.add_argument("--compile", action="store_true", help="compile the layers of qsit's pass")
+    parser.add_argument("--only-ours", action="store_true")
+    args = parser.parse_args()
+    if args.compile:
+        forward.vision_layer = torch.compile(forward.vision_layer, dynamic=True)
+        forward.text_layer = torch.compile(forward.text_layer, dynamic=True)
+    with tempfile.TemporaryDirectory(prefix="qsit-model-") as scratch:
+        folder = Path(args.model)
+        if args.model in checkpoints.TEXT:
+            folder = Path(scratch)
+            checkpoints.make(folder, args.model)
+        rows = measured(folder, args)
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
+    print_table(rows)
+    about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    print(json.dumps({**options, **about, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

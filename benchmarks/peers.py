@@ -1,0 +1,76 @@
+"""Other ways to score photos with the same checkpoint: the model README's loop, and transformers in padded batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from worker.procedure import WORDS, score_of
+from worker.qsit import chat_template, prompt_ids
+from worker.tiles import Tiling
+
+
+class Transformers:
+    """
+    The loaded model as transformers runs it, and its image processor, on Pillow: torchvision is not needed.
+
+    Prompts are written as transformers' own processor writes them: the image's token as often as it has features.
+    """
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
+        self.model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.model.eval().to(device)
+        self._processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._image_id: int = self.model.config.image_token_id
+        self._prompt = prompt_ids(tokenizer, chat_template(folder, tokenizer), self._image_id)
+        self._rating_ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS]
+        self._tiling = Tiling.of_checkpoint(folder)
+
+    def readme_loop(self, images: Sequence[Image.Image]) -> list[float]:
+        """One photo at a time, logits of every position, as in the model's README."""
+        return [self._scored([image], [[1] * length])[0] for image, length in self._with_lengths(images)]
+
+    def padded(self, images: Sequence[Image.Image]) -> list[float]:
+        """All in one batch, padded on the right, and logits of the last positions only."""
+        lengths = [length for _, length in self._with_lengths(images)]
+        masks = [[1] * length + [0] * (max(lengths) - length) for length in lengths]
+        return self._scored(images, masks)
+
+    def _with_lengths(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, int]]:
+        beside = sum(map(len, self._prompt))
+        return [(image, self._tiling.tokens(*image.size) + beside) for image in images]
+
+    def _scored(self, images: Sequence[Image.Image], masks: Sequence[Sequence[int]]) -> list[float]:
+        before, after = self._prompt
+        lengths = [sum(mask) for mask in masks]
+        ids = [
+            before + [self._image_id] * (length - len(before) - len(after)) + after + [0] * (len(mask) - length)
+            for mask, length in zip(masks, lengths, strict=True)
+        ]
+        pixels: BatchFeature = self._processor(list(images), return_tensors="pt")
+        device, dtype = self.model.device, self.model.dtype
+        keep: int | torch.Tensor = 0
+        if len(images) > 1:
+            keep = torch.tensor(sorted({length - 1 for length in lengths}), device=device)
+        with torch.inference_mode():
+            logits = self.model(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(masks, device=device),
+                pixel_values=pixels["pixel_values"].to(device, dtype),
+                image_sizes=pixels["image_sizes"].to(device),
+                batch_num_images=torch.tensor([1] * len(images), device=device),
+                logits_to_keep=keep,
+            ).logits
+        places = range(logits.shape[1]) if isinstance(keep, int) else keep.tolist()
+        row_of = {place: row for row, place in enumerate(places)}
+        return [
+            score_of(logits[index, row_of[length - 1], self._rating_ids].float().tolist()).value
+            for index, length in enumerate(lengths)
+        ]
