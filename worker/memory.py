@@ -15,7 +15,7 @@ def keep_freed() -> bool:
     Have freed memory used again instead of given back; whether it could be told so, which it can with glibc only.
 
     By default glibc returns the pixels of each large photo to the system, which clears every page of them for the next:
-    an eighth or more of the processor time of preparing it. Call it before there are threads.
+    a tenth or more of the processor time of preparing it. Call it before there are threads.
     """
     if not sys.platform.startswith("linux"):
         return False
