@@ -73,6 +73,17 @@ def test_an_srgb_profile_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.in_srgb(image, profile) is image
 
 
+def test_a_photo_in_rgb_is_converted_without_a_copy() -> None:
+    image = photo()
+    profile = profiles.display_p3()
+    source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    expected = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    assert expected is not None
+
+    assert ours.in_srgb(image, profile) is image
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
 def test_linear_light_is_not_srgb_though_it_is_named_after_it() -> None:
     profile = profiles.display_p3().replace(b"Display P3\0", b"LinearsRGB\0")
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,31 @@ def test_tiles_of_another_size_are_cut_as_transformers_does(small: Tiling, width
     prepared = small.prepare(image)
 
     assert_like_stock(prepared, image, **SMALL)
+
+
+@pytest.mark.parametrize("pinpoint", [[64, 320], [320, 64]], ids=["wide", "tall"])
+@given(width=st.integers(1, 400), height=st.integers(1, 400))
+@example(width=96, height=64)
+@example(width=64, height=96)
+@example(width=63, height=65)
+@settings(deadline=None, max_examples=25)
+def test_tiles_that_hold_nothing_but_padding_are_cut_as_transformers_does(
+    small: Tiling, pinpoint: list[int], width: int, height: int
+) -> None:
+    image = noise(width, height)
+
+    prepared = replace(small, pinpoints=((pinpoint[0], pinpoint[1]),)).prepare(image)
+
+    assert_like_stock(prepared, image, **{**SMALL, "image_grid_pinpoints": [pinpoint]})
+
+
+def test_the_image_stays_as_it_is(tiling: Tiling) -> None:
+    image = noise(500, 300)
+    before = image.tobytes()
+
+    tiling.prepare(image)
+
+    assert image.tobytes() == before
 
 
 def test_configuration_is_found_where_transformers_5_saves_it(checkpoint: Path, tiling: Tiling) -> None:

@@ -54,7 +54,9 @@ def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Im
         if image.mode not in MODES:
             raise ImageError(Reason.UNSUPPORTED, f"{kind} of colour mode {image.mode} is not read; convert it to RGB")
         image.load()
-        return image.convert("RGB") if as_stored else _as_shown(image)
+        if not as_stored:
+            return _as_shown(image)
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _avif(file: io.BytesIO) -> Image.Image:

@@ -22,7 +22,7 @@ from models.jobs import finish_done_jobs
 from models.patience import insist
 from models.states import UNKNOWN_VERSION, WorkerState
 from models.tables import Worker
-from worker import checkpoint, dispatch
+from worker import checkpoint, dispatch, memory
 from worker.images import decode
 from worker.pipeline import Pipeline, Ready
 from worker.procedure import AS_STORED
@@ -268,6 +268,7 @@ def here() -> Process:
 def begin(app: Celery, settings: Settings, device: str) -> None:
     """Make this process a worker's: load the model and announce it. Raises QsitError."""
     global _here
+    memory.keep_freed()
     log.setLevel(logging.INFO)  # also where Celery was started with another level
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _here = Process(app, settings, device)

@@ -7,6 +7,7 @@ scaling and normalising are left to the device.
 import json
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,16 @@ class Tiling:
         """Cut an RGB image. Releases the interpreter lock while it resizes."""
         width, height = image.size
         grid_height, grid_width = best_resolution(width, height, self.pinpoints)
-        rows, columns = grid_height // self.size, grid_width // self.size
-        tiles = np.zeros((1 + rows * columns, self.size, self.size, 3), dtype=np.uint8)
+        tiles = np.zeros((1 + grid_height * grid_width // self.size**2, self.size, self.size, 3), dtype=np.uint8)
         tiles[0] = np.asarray(image.resize((self.size, self.size), self.resample))
 
         inner_width, inner_height = _fitted(width, height, grid_width, grid_height)
-        inner = image.resize((inner_width, inner_height), self.resample)
-        canvas = np.zeros((grid_height, grid_width, 3), dtype=np.uint8)
+        inner = np.asarray(image.resize((inner_width, inner_height), self.resample))
         top, left = (grid_height - inner_height) // 2, (grid_width - inner_width) // 2
-        canvas[top : top + inner_height, left : left + inner_width] = np.asarray(inner)
-        grid = canvas.reshape(rows, self.size, columns, self.size, 3).swapaxes(1, 2)
-        tiles[1:].reshape(rows, columns, self.size, self.size, 3)[:] = grid
+        corners = product(range(-top, grid_height - top, self.size), range(-left, grid_width - left, self.size))
+        for tile, (y, x) in zip(tiles[1:], corners, strict=True):  # straight into place: no padded copy of it all
+            part = inner[max(y, 0) : max(y + self.size, 0), max(x, 0) : max(x + self.size, 0)]
+            tile[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]] = part
         return Prepared(tiles, width, height, self.tokens(width, height))
 
     def layout(self, width: int, height: int) -> "Layout":
