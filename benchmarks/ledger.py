@@ -10,19 +10,16 @@ meanwhile, and times each call. Prints a table and a line of JSON. The databases
 import argparse
 import json
 import random
-import shutil
-import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event, text
 
 from benchmarks.library import DIALECT
-from benchmarks.scale import LANE, databases, percentiles, submit
+from benchmarks.scale import LANE, databases, options, percentiles, scratch, submit
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, jobs, ledger, queries, register
 from models.claims import Claim, Failed, Scored
@@ -189,22 +186,15 @@ def timed_all(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("database", choices=["sqlite", "postgresql"])
+    parser = options(__doc__)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--chunk", type=int, default=BATCH, help="items in a chunk")
     parser.add_argument("--rounds", type=int, default=400, help="chunks to work on")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where to make the database")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="qsit-ledger-", dir=args.folder))
-    folder.chmod(0o755)  # PostgreSQL, started by root, runs as another user
     report: dict[str, Any] = {name: getattr(args, name) for name in ("database", "items", "chunk", "rounds")}
-    try:
-        with databases(args.database, folder) as create:
-            report |= measured(create("ledger"), args)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch("ledger", args.folder) as folder, databases(args.database, folder) as create:
+        report |= measured(create("ledger"), args)
     print(json.dumps(report))
 
 

@@ -257,26 +257,38 @@ def databases(kind: str, folder: Path) -> Iterator[Callable[[str], str]]:
         server.cleanup()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of the ledger is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("database", choices=["sqlite", "postgresql"])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where to make the databases")
+    return parser
+
+
+@contextmanager
+def scratch(name: str, parent: Path) -> Iterator[Path]:
+    """A folder for everything that is made, until the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f"qsit-{name}-", dir=parent))
+    folder.chmod(0o755)  # PostgreSQL, started by root, runs as another user
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--keys", type=int, default=1_000_000, help="to submit; 0 leaves that out")
     parser.add_argument("--scores", type=int, default=10_000_000, help="to query; 0 leaves that out")
     parser.add_argument("--runs", type=int, default=40, help="of each query")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where to make the databases")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="qsit-scale-", dir=args.folder))
-    folder.chmod(0o755)  # PostgreSQL, started by root, runs as another user
     report: dict[str, Any] = {"database": args.database, "keys": args.keys, "scores": args.scores}
-    try:
-        with databases(args.database, folder) as create:
-            if args.keys:
-                report |= submissions(create("submit"), args.keys)
-            if args.scores:
-                report |= queried(create("library"), args)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch("scale", args.folder) as folder, databases(args.database, folder) as create:
+        if args.keys:
+            report |= submissions(create("submit"), args.keys)
+        if args.scores:
+            report |= queried(create("library"), args)
     print(json.dumps(report))
 
 

@@ -178,7 +178,14 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def fleet(database_url: str, roots: Path, workers: int, logs: Path, **settings: str) -> Iterator[Fleet]:
+def fleet(
+    database_url: str,
+    roots: Path,
+    workers: int,
+    logs: Path,
+    program: Sequence[str] = NULL_WORKER,
+    **settings: str,
+) -> Iterator[Fleet]:
     """A fleet that is started again whenever it dies; at the end nothing of it is left, whatever happened."""
     folder = Path(environment(database_url, {})["TMPDIR"]) / "broker"
     folder.mkdir(exist_ok=True)
@@ -190,7 +197,7 @@ def fleet(database_url: str, roots: Path, workers: int, logs: Path, **settings: 
     services = [Service(command, variables, logs / "broker.log")]
     try:
         until((folder / "s").exists)
-        services += [Service(NULL_WORKER, variables, logs / f"worker{number}.log") for number in range(workers)]
+        services += [Service(program, variables, logs / f"worker{number}.log") for number in range(workers)]
         yield Fleet(database_url, services[0], services[1:], folder)
     finally:
         for service in services:

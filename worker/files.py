@@ -41,7 +41,11 @@ def uri_of(path: str | os.PathLike[str]) -> str:
 
 def path_of(uri: str) -> Path:
     """The path of a file:// URI."""
-    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(_name_in(uri))
+
+
+def _name_in(uri: str) -> str:
+    return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
 
 
 def walk(choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Found]:
@@ -135,7 +139,7 @@ class Folders:
             ImageError: when the file is gone, changed, unreadable, no file, too large, or leads out of the roots.
             WorkerFault: when no root of this worker covers it, or that root is not there.
         """
-        path = path_of(uri)
+        path = _name_in(uri)
         descriptor = self._open(path)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -154,26 +158,30 @@ class Folders:
                 raise ImageError(Reason.CHANGED, "the file changed after it was listed; run the same command again")
             yield Photo(version, read)
 
-    def _open(self, path: Path) -> int:
-        root = next((root for root in self._roots if path.is_relative_to(root)), None)
-        if root is None or ".." in path.parts:
+    def _open(self, path: str) -> int:
+        root = next((root for root in self._roots if _is_under(path, str(root))), None)
+        if root is None or ".." in path.split("/"):
             raise WorkerFault(f"{path} is under none of this worker's roots; start it with --root, or set QSIT_ROOTS")
-        try:
-            root.stat()
-        except OSError as error:
-            raise WorkerFault(f"the root {root} cannot be read ({error.strerror}); is it mounted?") from error
         resolved = os.path.realpath(path)
-        if not any(Path(resolved).is_relative_to(os.path.realpath(allowed)) for allowed in self._roots):
+        if resolved != path and not any(_is_under(resolved, os.path.realpath(allowed)) for allowed in self._roots):
             raise ImageError(Reason.OUTSIDE, f"it is a link to {resolved}, outside the roots that may be read")
         try:
             # O_NONBLOCK: a named pipe would wait for a writer for ever
             return os.open(resolved, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError as error:
-            if not self._note_device(root):
-                raise WorkerFault(f"the root {root} is empty; is it mounted?") from error
-            raise ImageError(Reason.MISSING, "the file is gone") from error
         except OSError as error:
+            self._check_root(root, error)
+            if isinstance(error, FileNotFoundError):
+                raise ImageError(Reason.MISSING, "the file is gone") from error
             raise _unreadable(path, error) from error
+
+    def _check_root(self, root: Path, because: OSError) -> None:
+        """Raises WorkerFault when a file could not be opened because its root is not there."""
+        try:
+            root.stat()
+        except OSError as error:
+            raise WorkerFault(f"the root {root} cannot be read ({error.strerror}); is it mounted?") from error
+        if isinstance(because, FileNotFoundError) and not self._note_device(root):
+            raise WorkerFault(f"the root {root} is empty; is it mounted?") from because
 
     def _note_device(self, root: Path, *, mounted: bool = False) -> bool:
         """Whether a root is mounted: a mount point without its mount is empty, and on another device than with it."""
@@ -183,7 +191,12 @@ class Folders:
         return self._devices.get(root) == device
 
 
-def _unreadable(path: Path, error: OSError) -> ImageError | WorkerFault:
+def _is_under(path: str, folder: str) -> bool:
+    """By their names; a folder is under itself."""
+    return path == folder or path.startswith(folder if folder.endswith("/") else folder + "/")
+
+
+def _unreadable(path: str, error: OSError) -> ImageError | WorkerFault:
     if error.errno in WORKERS_ERRORS:
         return WorkerFault(f"{path} cannot be read by this worker: {error.strerror}")
     return ImageError(Reason.UNREADABLE, f"the file cannot be read: {error.strerror}")

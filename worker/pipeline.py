@@ -50,8 +50,9 @@ class Loading:
 
     def is_done(self, wait_s: float, unless: "Future[list[Result]] | None" = None) -> bool:
         """Whether something has come of it, if need be after waiting so long, or until `unless` is done."""
-        waited_for: list[Future[Any]] = [self.future] if unless is None else [self.future, unless]
-        wait(waited_for, timeout=wait_s, return_when=FIRST_COMPLETED)
+        if not self.future.done():  # waiting costs more than a small photo, also for what is there
+            waited_for: list[Future[Any]] = [self.future] if unless is None else [self.future, unless]
+            wait(waited_for, timeout=wait_s, return_when=FIRST_COMPLETED)
         return self.future.done()
 
     def is_stuck(self, decode_s: float) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +76,7 @@ class Reader:
         places = [root for root in roots if root.startswith(SCHEME)]
         self._buckets = Buckets(places, Client(endpoint_url, connections))
 
-    @contextmanager
-    def opened(self, uri: str, version: str) -> Iterator[Photo]:
+    def opened(self, uri: str, version: str) -> AbstractContextManager[Photo]:
         """
         A photo, if it is still at the version that was listed.
 
@@ -86,13 +85,10 @@ class Reader:
             WorkerFault: when no root of this worker covers it, or the worker cannot read what others may.
         """
         if uri.startswith(SCHEME):
-            opened = self._buckets.opened(uri, version)
-        elif uri.startswith("file://"):
-            opened = self._folders.opened(uri, version)
-        else:
-            raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")
-        with opened as photo:
-            yield photo
+            return self._buckets.opened(uri, version)
+        if uri.startswith("file://"):
+            return self._folders.opened(uri, version)
+        raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")
 
 
 def full_name(source: str) -> str:
