@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate, linear
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
@@ -113,7 +115,8 @@ class QSit:
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Cut an image into tiles, on the host; its pixels are taken as given, converted to RGB if they are not."""
-        return self.tiling.prepare(image if image.mode == "RGB" else image.convert("RGB"))
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return self.tiling.prepare(image) if self._copies is None else self.tiling.prepare(image, _pinned_zeros)
 
     def upload(self, images: Sequence[Prepared]) -> Uploaded:
         """
@@ -212,6 +215,12 @@ class QSit:
             grid = grid[0].movedim(0, 2)
         newlines = self._newline.expand(layout.rows, 1, -1)
         return torch.cat((grid, newlines), dim=1).flatten(0, 1)
+
+
+def _pinned_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Of memory that a GPU copies from by itself."""
+    zeros: NDArray[np.uint8] = torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return zeros
 
 
 def default_dtype(device: str) -> str:

@@ -6,6 +6,7 @@ scaling and normalising are left to the device.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,6 +33,10 @@ class Prepared:
     width: int
     height: int
     tokens: int
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.zeros(shape, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,11 @@ class Tiling:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
             raise CheckpointError(f"{folder}: mean and std must be three numbers each, and std not 0")
 
-    def prepare(self, image: Image.Image) -> Prepared:
-        """Cut an RGB image. Releases the interpreter lock while it resizes."""
+    def prepare(self, image: Image.Image, zeros: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _zeros) -> Prepared:
+        """Cut an RGB image, into an array that `zeros` makes. Releases the interpreter lock while it resizes."""
         width, height = image.size
         grid_height, grid_width = best_resolution(width, height, self.pinpoints)
-        tiles = np.zeros((1 + grid_height * grid_width // self.size**2, self.size, self.size, 3), dtype=np.uint8)
+        tiles = zeros((1 + grid_height * grid_width // self.size**2, self.size, self.size, 3))
         tiles[0] = np.asarray(image.resize((self.size, self.size), self.resample))
 
         inner_width, inner_height = _fitted(width, height, grid_width, grid_height)
