@@ -114,11 +114,11 @@ def in_turn(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str
     took: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
     for number in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             scores = way()
-            took[name][0].append(time.perf_counter() - start)
-            took[name] = (took[name][0], scores)
-            print(f"round {number + 1}, {name}: {took[name][0][-1]:.2f} s", flush=True)
+            seconds, processor_s = time.perf_counter() - start, time.process_time() - processor
+            took[name] = ([*took[name][0], seconds], scores)
+            print(f"round {number + 1}, {name}: {seconds:.2f} s, {processor_s:.2f} of the processor", flush=True)
     return took
 
 
