@@ -20,6 +20,13 @@ from worker.pipeline import Pipeline, Ready, Result
 from worker.procedure import Score, score_of
 from worker.tiles import Prepared
 
+
+@pytest.fixture(autouse=True)
+def full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr("worker.pipeline.IDLE_S", 30.0)
+
+
 LOGITS = (1.0, 2.0, 3.0, 4.0, 5.0)
 Batches = list[list[Result]]
 
@@ -319,7 +326,8 @@ def test_the_next_batch_is_scored_while_results_are_written() -> None:
         until(lambda number=number: len(model.batches) == min(number + 2, 3))
 
 
-def test_a_photo_that_takes_long_holds_up_no_results_before_it() -> None:
+def test_a_photo_that_takes_long_holds_up_no_results_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.pipeline.IDLE_S", 0.01)
     written = threading.Event()
     model = MadeUpModel()
 
@@ -427,6 +435,7 @@ def test_stopping_drops_what_is_in_preparation(monkeypatch: pytest.MonkeyPatch) 
         return photo(item)
 
     monkeypatch.setattr("worker.pipeline.ThreadPoolExecutor", Noticed)
+    monkeypatch.setattr("worker.pipeline.IDLE_S", 0.01)
     batches: Batches = []
     for batch in made(MadeUpModel(), batch_tokens=20, loaders=1).run(
         items(30, suspects=(29,)), ready(prepare), lambda ids, alone: None, turn_s=1000, stopping=stop.is_set

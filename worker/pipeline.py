@@ -17,6 +17,8 @@ from worker.tiles import Prepared
 
 LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""
+IDLE_S = 0.25
+"""How long a device that has nothing to do waits for the next photo before it gets a batch that is not full."""
 
 
 Result = Scored | Known | Failed
@@ -189,7 +191,8 @@ class Pipeline:
             item = flying[0].item
             patience_s = min(1.0, self.decode_s / 2)
             if not flying[0].is_done(patience_s, running):
-                if stopping() or (running is not None and running.done()):
+                is_idle = running is not None and running.done()
+                if stopping() or (is_idle and not flying[0].is_done(IDLE_S)):
                     break
                 # twice: a process that was stopped meanwhile, or its whole machine, finds the time gone
                 if flying[0].is_stuck(self.decode_s) and not flying[0].is_done(patience_s):
