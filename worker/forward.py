@@ -5,7 +5,7 @@ The modules and weights are those that transformers has loaded, and are changed:
 same input are joined. What else differs from the passes of transformers is said with each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+
+BLOCK = 512
+"""Rows that go through the MLP of the language model at a time on a CPU."""
 
 
 class VisionTower:
@@ -138,9 +141,16 @@ def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing)
 
 
 def _finished(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
-    hidden = layer.self_attn.o_proj(attended.flatten(1)).add_(hidden)
-    gate, up = linear(_norm(layer.post_attention_layernorm, hidden), layer.mlp.weight).chunk(2, dim=1)
-    return layer.mlp.down_proj(layer.mlp.act_fn(gate).mul_(up)).add_(hidden)  # type: ignore[no-any-return]
+    def mlp(part: Tensor) -> Tensor:
+        gate, up = linear(_norm(layer.post_attention_layernorm, part), layer.mlp.weight).chunk(2, dim=1)
+        return layer.mlp.down_proj(layer.mlp.act_fn(gate).mul_(up)).add_(part)  # type: ignore[no-any-return]
+
+    return _in_blocks(mlp, layer.self_attn.o_proj(attended.flatten(1)).add_(hidden))
+
+
+def _in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """What a function makes of (n, width), which is the same row by row; a CPU's cache holds what lies in between."""
+    return function(rows) if rows.is_cuda else torch.cat([function(part) for part in rows.split(BLOCK)])
 
 
 def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float) -> Tensor:

@@ -29,8 +29,8 @@ from worker.tiles import Prepared, Tiling
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The most tokens of a batch; more of them make no matrix product faster."""
-VISION_TILES = {"cpu": 8, "cuda": 64}
-"""The most tiles in one pass through the vision tower."""
+VISION_TILES = {"cpu": 1, "cuda": 64}
+"""The most tiles in one pass through the vision tower; one alone stays in a CPU's cache."""
 OF_FREE_MEMORY = 0.4
 """The share of a GPU's free memory that each of the two passes may take."""
 
