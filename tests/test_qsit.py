@@ -269,14 +269,20 @@ def test_a_rating_that_is_not_finite_is_an_error(checkpoint: Path, prepared: lis
         model.score(prepared[2:3])
 
 
-def test_a_device_without_room_is_out_of_memory_in_one_line(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_images_have_no_scores(model: QSit) -> None:
+    assert model.score([]) == []
+
+
+def test_a_device_without_room_is_out_of_memory_in_one_line(
+    model: QSit, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(images: Sequence[Prepared]) -> list[Score]:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has a total capacity of 139 GiB")
 
     monkeypatch.setattr(model, "_score", full)
 
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\.$"):
-        model.score([])
+        model.score(prepared[2:3])
 
 
 def test_a_speed_is_told(model: QSit) -> None:

@@ -127,8 +127,8 @@ class QSit:
             MemoryError: when they do not fit on the device.
         """
         tiles = [torch.from_numpy(image.tiles) for image in images]
-        if self._copies is None or not tiles:
-            return Uploaded(images, torch.cat(tiles) if tiles else torch.empty(0))
+        if self._copies is None:
+            return Uploaded(images, torch.cat(tiles))
         try:
             with torch.cuda.stream(self._copies):
                 parts = [part.to(self.device, non_blocking=True) for part in tiles]
@@ -146,6 +146,8 @@ class QSit:
             ValueError: when the rating of one of them is not finite.
             MemoryError: when the batch does not fit on the device.
         """
+        if not images:
+            return []
         try:
             with torch.inference_mode():
                 return self._score(images if isinstance(images, Uploaded) else self.upload(images))
