@@ -1,6 +1,7 @@
 """Real servers for the tests: Valkey, and both kinds of database."""
 
 import os
+import signal
 import subprocess
 import time
 import uuid
@@ -18,6 +19,13 @@ from models import db
 from producer.local import broker_program
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_a_terminal_has_them() -> None:
+    """Where the tests were started in the background, programs that they start would ignore these as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
