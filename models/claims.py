@@ -65,3 +65,6 @@ class Failed:
     image_id: int
     reason: Reason
     message: str
+
+
+Result = Scored | Known | Failed

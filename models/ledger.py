@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models import results
-from models.claims import Claim, ClaimedItem, Known, Lane
+from models.claims import Claim, ClaimedItem, Known, Lane, Result
 from models.db import writing
 from models.errors import LeaseLost
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, MINE, OF_THIS_CHUNK, OVERDUE, THIS_CHUNK, lease_of
@@ -121,7 +121,7 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
         connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 
 
-def record(engine: Engine, claim: Claim, batch: Sequence[results.Result], lease_s: float) -> bool:
+def record(engine: Engine, claim: Claim, batch: Sequence[Result], lease_s: float) -> bool:
     """
     Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
     one of its URI, and has the score; the item stays with the image whose version is unknown. False when the job has

@@ -21,14 +21,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.claims import Claim, Failed, Known, Scored
+from models.claims import Claim, Failed, Result, Scored
 from models.db import in_turn, reading, storable
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
 from models.register import learn
 from models.states import ItemState, JobState, Risk
 from models.tables import Chunk, Image, Item, RowId, Score, Utc
 
-Result = Scored | Known | Failed
 LOGITS = ("excellent", "good", "fair", "poor", "bad")
 
 

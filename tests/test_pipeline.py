@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.claims import ClaimedItem, Failed, Known, Scored
+from models.claims import ClaimedItem, Failed, Known, Result, Scored
 from models.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
 from models.states import Reason
 from tests.programs import until
-from worker.pipeline import Pipeline, Ready, Result
+from worker.pipeline import Pipeline, Ready
 from worker.procedure import Score, score_of
 from worker.tiles import Prepared
 

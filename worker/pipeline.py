@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from models.claims import ClaimedItem, Failed, Known, Scored
+from models.claims import ClaimedItem, Failed, Known, Result, Scored
 from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
 from models.states import Reason
 from worker.procedure import Score
@@ -19,9 +19,6 @@ LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""
 IDLE_S = 0.25
 """How long a device that has nothing to do waits for the next photo before it gets a batch that is not full."""
-
-
-Result = Scored | Known | Failed
 
 
 class Model(Protocol):
@@ -173,8 +170,9 @@ class Pipeline:
         if not batch and not settled:
             return None
         images: Sequence[Prepared] = [ready.prepared for _, ready in batch]
-        with suppress(Exception):  # whatever it is, scoring will meet it, too, and find out whose fault it is
-            images = self.model.upload(images)
+        if batch:
+            with suppress(Exception):  # whatever it is, scoring will meet it, too, and find out whose fault it is
+                images = self.model.upload(images)
         return self._device.submit(lambda: settled if stopping() else settled + self._score(batch, images))
 
     def _next(

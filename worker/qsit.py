@@ -28,7 +28,7 @@ from worker.tiles import Prepared, Tiling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""The most tokens of a batch; more of them make no matrix product faster."""
+"""The most tokens of a batch; that of CUDA was not measured."""
 VISION_TILES = {"cpu": 1, "cuda": 64}
 """The most tiles in one pass through the vision tower; one alone stays in a CPU's cache."""
 OF_FREE_MEMORY = 0.4
@@ -256,6 +256,7 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
 
 
 def chat_template(folder: Path, tokenizer: Any) -> str:
+    """The checkpoint's own chat template, wherever it has it. Raises CheckpointError when it has none."""
     try:
         if (own := folder / "chat_template.jinja").exists():
             return own.read_text()
