@@ -1,7 +1,9 @@
 """What goes between the ledger and a worker: lanes, claims and results."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from models.questions import Answer, Question
 from models.states import Reason
 
 
@@ -21,16 +23,29 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What the ledger has of an image already: its score, and the questions with an answer."""
+
+    score: float | None = None
+    answered: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class ClaimedItem:
     image_id: int
     uri: str
     version: str
     suspect: bool  # it was in flight when a worker died, and must run alone
+    found: Findings = Findings()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A leased chunk: its open items, and the token without which nothing of it can be written."""
+    """
+    A leased chunk: its open items, and the token without which nothing of it can be written.
+
+    questions: what is asked about its photos, by id; ask_below: only about those whose score is under it.
+    """
 
     chunk_id: int
     job_id: int
@@ -39,25 +54,43 @@ class Claim:
     rescore: bool
     token: str
     items: list[ClaimedItem]
+    questions: Mapping[int, Question] = field(default_factory=dict)
+    ask_below: float | None = None
+
+    def to_ask(self, score: float, found: Findings) -> list[int]:
+        """The questions that an image of that score still needs an answer to."""
+        if self.ask_below is not None and score >= self.ask_below:
+            return []
+        return [each for each in self.questions if self.rescore or each not in found.answered]
+
+    def is_settled(self, found: Findings) -> bool:
+        """Whether an image of which that is known needs nothing more."""
+        return found.score is not None and not self.rescore and not self.to_ask(found.score, found)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """version: the one that was read, of an image whose version was unknown."""
+    """
+    version: the one that was read, of an image whose version was unknown.
+    answers: by question.
+    """
 
     image_id: int
     score: float
     logits: tuple[float, ...]  # Excellent, Good, Fair, Poor, Bad
     dtype: str
     version: str | None = None
+    answers: Mapping[int, Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Known:
-    """An image that has its score already. version: as for Scored."""
+    """An image that had its score already, and may have got answers. The others are as for Scored."""
 
     image_id: int
     version: str | None = None
+    dtype: str = ""  # of the answers
+    answers: Mapping[int, Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

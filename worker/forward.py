@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-BLOCK = 512
+BLOCK = 1024
 """Rows that go through the MLP of the language model at a time on a CPU."""
 
 
@@ -95,7 +95,6 @@ class LanguageModel:
         self.layers = list(text.layers)
         for layer in self.layers:
             _join_attention(layer.self_attn)
-            _join_mlp(layer.mlp)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """(len(ids), width)."""
@@ -142,8 +141,9 @@ def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing)
 
 def _finished(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     def mlp(part: Tensor) -> Tensor:
-        gate, up = linear(_norm(layer.post_attention_layernorm, part), layer.mlp.weight).chunk(2, dim=1)
-        return layer.mlp.down_proj(layer.mlp.act_fn(gate).mul_(up)).add_(part)  # type: ignore[no-any-return]
+        normed = _norm(layer.post_attention_layernorm, part)
+        gate = layer.mlp.act_fn(layer.mlp.gate_proj(normed))
+        return layer.mlp.down_proj(gate.mul_(layer.mlp.up_proj(normed))).add_(part)  # type: ignore[no-any-return]
 
     return _in_blocks(mlp, layer.self_attn.o_proj(attended.flatten(1)).add_(hidden))
 
@@ -210,8 +210,3 @@ def _join_attention(attention: Any) -> None:
     attention.weight = torch.cat([part.weight for part in parts])
     attention.bias = torch.cat([part.bias for part in parts])
     del attention.q_proj, attention.k_proj, attention.v_proj
-
-
-def _join_mlp(mlp: Any) -> None:
-    mlp.weight = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-    del mlp.gate_proj, mlp.up_proj
