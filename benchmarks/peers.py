@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from worker.procedure import WORDS, score_of
-from worker.qsit import chat_template, prompt_ids
+from worker.procedure import ANSWER, PROMPT, score_of
+from worker.prompts import Prompts
 from worker.tiles import Tiling
 
 
@@ -29,8 +29,9 @@ class Transformers:
         self._processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self._image_id: int = self.model.config.image_token_id
-        self._prompt = prompt_ids(tokenizer, chat_template(folder, tokenizer), self._image_id)
-        self._rating_ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS]
+        prompts = Prompts(folder, tokenizer, self._image_id, ())
+        self._prompt = prompts.ids(PROMPT, ANSWER)
+        self._rating_ids = prompts.rating_ids()
         self._tiling = Tiling.of_checkpoint(folder)
 
     def readme_loop(self, images: Sequence[Image.Image]) -> list[float]:
