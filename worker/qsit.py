@@ -119,7 +119,7 @@ class QSit:
             loaded.to(device)
         except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
             raise CheckpointError(f"{model} does not fit on {device}: {str(error).splitlines()[0]}") from error
-        prompts = Prompts(folder, tokenizer, loaded.config.image_token_id, _ends(loaded))
+        prompts = Prompts(folder, tokenizer, loaded.config.image_token_id, _ends(folder, loaded, tokenizer))
         return cls(loaded, prompts, tiling)
 
     def prepare(self, image: Image.Image) -> Prepared:
@@ -332,9 +332,11 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
         raise CheckpointError(f"{folder}: only all features of the vision tower's last layer are supported")
 
 
-def _ends(model: Any) -> list[int]:
+def _ends(folder: Path, model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end an answer."""
-    given = model.generation_config.eos_token_id
-    if given is None:
-        given = model.config.text_config.eos_token_id
-    return given if isinstance(given, list) else [] if given is None else [given]
+    for given in (
+        model.generation_config.eos_token_id, model.config.text_config.eos_token_id, tokenizer.eos_token_id,
+    ):  # fmt: skip
+        if given is not None:
+            return given if isinstance(given, list) else [given]
+    raise CheckpointError(f"{folder} names no token that ends an answer")
