@@ -7,17 +7,31 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, false, func, or_, select
+from sqlalchemy import Engine, Select, false, func, or_, select
 
 from models import pages
 from models.db import reading
 from models.errors import JobNotFound
+from models.given import Given as Given
+from models.given import given
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
 from models.sql import now_s
 from models.states import ChunkState, JobState, Reason
-from models.tables import HAS_FAILED, Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import (
+    HAS_FAILED,
+    AnswerRow,
+    Chunk,
+    Image,
+    Item,
+    Job,
+    JobQuestion,
+    QuestionRow,
+    Score,
+    Scorer,
+    Worker,
+)
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 PACE_OVER = timedelta(minutes=5)
@@ -158,7 +172,11 @@ def failures_by_reason(engine: Engine, job_id: int) -> dict[Reason, int]:
 
 @dataclass(frozen=True)
 class Result:
-    """A score as it is queried; logits in the order Excellent, Good, Fair, Poor, Bad."""
+    """
+    A score as it is queried; logits in the order Excellent, Good, Fair, Poor, Bad.
+
+    answers: by whichever job, when they are wanted.
+    """
 
     image_id: int
     scorer_id: int
@@ -172,28 +190,36 @@ class Result:
     dtype: str
     scored_at: datetime
     job: int
+    answers: tuple[Given, ...] = ()
 
 
 def results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
     """Results in order, fetched by pages that each continue behind the last row of the one before."""
-    scorers = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
-    if wanted.model is not None:
-        scorers = scorers.where(Scorer.model == wanted.model)
-    if wanted.job is not None:
-        scorers = scorers.where(Scorer.id == select(Job.scorer_id).where(Job.id == wanted.job).scalar_subquery())
     with reading(engine) as connection:
-        found = connection.execute(scorers).all()
+        found = connection.execute(_scorers(wanted)).all()
     streams = [_of_scorer(engine, wanted, scorer) for scorer in found]
     return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
 
 
+def _scorers(wanted: Wanted) -> Select[Any]:
+    scorers: Select[Any] = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
+    if wanted.model is not None:
+        scorers = scorers.where(Scorer.model == wanted.model)
+    if wanted.job is not None:
+        scorers = scorers.where(Scorer.id == select(Job.scorer_id).where(Job.id == wanted.job).scalar_subquery())
+    return scorers
+
+
 def _of_scorer(engine: Engine, wanted: Wanted, scorer: Any) -> Iterator[Result]:
-    for row in pages.rows(engine, wanted, scorer.id):
-        yield Result(
-            row.image_id, scorer.id, row.uri, row.version, row.score,
-            (row.excellent, row.good, row.fair, row.poor, row.bad),
-            scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
-        )  # fmt: skip
+    for page in pages.of_scorer(engine, wanted, scorer.id):
+        answers = given(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
+        for row in page:
+            yield Result(
+                row.image_id, scorer.id, row.uri, row.version, row.score,
+                (row.excellent, row.good, row.fair, row.poor, row.bad),
+                scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
+                answers.get(row.image_id, ()),
+            )  # fmt: skip
 
 
 def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
@@ -205,6 +231,24 @@ def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
         "-scored_at": lambda: LAST_MOMENT - result.scored_at,
     }
     return keys[sort](), result.image_id, result.scorer_id
+
+
+def question_names(engine: Engine, wanted: Wanted) -> list[str]:
+    """The names of the questions to which the scorers of what is wanted gave answers, in the order of their ids."""
+    scorers = _scorers(wanted).with_only_columns(Scorer.id)
+    answer = select(AnswerRow.job_id).where(
+        AnswerRow.job_id == JobQuestion.job_id, AnswerRow.question_id == JobQuestion.question_id
+    )
+    query = (
+        select(QuestionRow.name)
+        .join(JobQuestion, JobQuestion.question_id == QuestionRow.id)
+        .join(Job, Job.id == JobQuestion.job_id)
+        .where(Job.scorer_id.in_(scorers))
+        .where(answer.limit(1).scalar_subquery().is_not(None))  # as EXISTS, a planner may look at all answers
+        .order_by(QuestionRow.id)
+    )
+    with reading(engine) as connection:
+        return list(dict.fromkeys(connection.execute(query).scalars()))
 
 
 @dataclass(frozen=True)
