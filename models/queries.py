@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, Select, false, func, or_, select
+from sqlalchemy import Engine, Select, exists, false, func, or_, select
 
 from models import pages
 from models.db import reading
@@ -63,6 +63,7 @@ class Progress:
     is_being_listed: bool  # a process is at it, or was lately
     created_at: datetime
     finished_at: datetime | None
+    asks: bool = False  # about its photos, beside scoring them
 
     @property
     def listed(self) -> int:
@@ -95,6 +96,7 @@ def progress(engine: Engine, job_id: int) -> Progress:
                 Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
                 Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
                 func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
+                exists().where(JobQuestion.job_id == Job.id).label("asks"),
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
         ).one_or_none()  # fmt: skip
         if job is None:
@@ -110,8 +112,15 @@ def progress(engine: Engine, job_id: int) -> Progress:
         running=left.get(ChunkState.LEASED, 0), scored=sum(int(row[2]) for row in rows),
         failed=sum(int(row[3]) for row in rows), cancelled=left.get(ChunkState.DONE, 0),
         max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
-        created_at=job.created_at, finished_at=job.finished_at,
+        created_at=job.created_at, finished_at=job.finished_at, asks=bool(job.asks),
     )  # fmt: skip
+
+
+def answers_given(engine: Engine, job_id: int) -> int:
+    """How many answers a job has got, of those that no other has got anew."""
+    with reading(engine) as connection:
+        query = select(func.count()).select_from(AnswerRow).where(AnswerRow.job_id == job_id)
+        return connection.execute(query).scalar_one()
 
 
 def pace(engine: Engine, job_id: int) -> float | None:

@@ -113,6 +113,7 @@ def _is_answered(terms: Terms) -> ColumnElement[bool]:
     """Whether an image that has its score has every answer that the job asks for."""
     of_this = and_(AnswerRow.image_id == Image.id, AnswerRow.scorer_id == terms.scorer_id)
     is_there = exists().where(of_this, AnswerRow.question_id == JobQuestion.question_id)
+    is_there = is_there.correlate(Image, JobQuestion)  # by itself it would not reach as far out as the image
     is_open = exists().where(JobQuestion.job_id == terms.job_id, ~is_there)
     if terms.ask_below is None:
         return ~is_open

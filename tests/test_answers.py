@@ -152,6 +152,19 @@ def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
     assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
 
 
+def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> None:
+    listed(engine, photos(3), ASKING)
+    work(engine)
+    listed(engine, photos(5), replace(SPEC, key="scores"))
+    work(engine)
+
+    again = listed(engine, photos(5), replace(ASKING, key="again"))
+
+    progress = queries.progress(engine, again)
+    assert (progress.skipped, progress.queued) == (3, 2)
+    assert work(engine) == (0, 4)
+
+
 def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
     listed(engine, photos(1), ASKING)
     work(engine)
