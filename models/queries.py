@@ -210,8 +210,8 @@ def results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
     return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
 
 
-def _scorers(wanted: Wanted) -> Select[Any]:
-    scorers: Select[Any] = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
+def _scorers(wanted: Wanted) -> Select[int, str, str, str]:
+    scorers = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
     if wanted.model is not None:
         scorers = scorers.where(Scorer.model == wanted.model)
     if wanted.job is not None:
