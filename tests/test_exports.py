@@ -3,21 +3,25 @@
 import csv
 import io
 import json
+import re
 import subprocess
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from models.db import reading
 from models.queries import Given, Result
 from models.questions import Answer
 from producer import exports
 from tests.programs import QSIT, environment, run
-from tests.test_answers import ASKING, WHY, to, work
+from tests.test_answers import ASKING, SHARP, WHY, to, work
+from tests.test_cli import README
 from tests.test_jobs import listed, photos
 from tests.test_report import RESULT
+from worker.questions import LEVELS
 
 NASTY = 'He said "sharp", 也许\r\n\nor not;\x1b[31m red\u202e\u3000\x07'
 ANSWERED = replace(
@@ -139,3 +143,15 @@ def test_the_program_writes_answers_in_any_language_wherever_it_is(
     assert table.count("overall: He said") == table.count("sharpness: low") == 2
     lines = run("results", "--answers", "--format", "jsonl", database_url=database_url).stdout.splitlines()
     assert [len(json.loads(line)["answers"]) for line in lines] == [2, 2, 0]
+
+
+def test_the_sql_of_the_readme_finds_what_it_says(engine: Engine) -> None:
+    [example] = re.findall(r"```sql\n(.*?)```", README, re.S)
+    listed(engine, photos(2), ASKING)
+    asked = replace(SHARP, choices=LEVELS)
+    listed(engine, photos(3), replace(ASKING, key="levels", questions=(asked,)))
+    work(engine, answer=lambda each: Answer("acceptable" if each == asked else "low", probabilities=(1.0,)))
+    with reading(engine) as connection:
+        rows = connection.execute(text(example)).all()
+
+    assert [row.answer for row in rows] == ["low", "low"]
