@@ -5,6 +5,7 @@ The modules and weights are those that transformers has loaded, and are changed:
 same input are joined. What else differs from the passes of transformers is said with each.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,9 +54,26 @@ def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
     queries, keys, values = (
         part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in joint.chunk(3, dim=2)
     )
-    attended = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
+    attended = _attend_by_head(queries, keys, values, scale=attention.scale)
     hidden = attention.out_proj(attended.transpose(1, 2).flatten(2)).add_(hidden)
-    return layer.mlp(layer.layer_norm2(hidden)).add_(hidden)  # type: ignore[no-any-return]
+    inner = layer.mlp.fc1(layer.layer_norm2(hidden))
+    is_exact = inner.device.type == "cpu" and inner.dtype is torch.float32
+    activation = _gelu if is_exact and layer.mlp.config.hidden_act == "gelu_pytorch_tanh" else layer.mlp.activation_fn
+    return layer.mlp.fc2(activation(inner)).add_(hidden)  # type: ignore[no-any-return]
+
+
+def _gelu(values: Tensor) -> Tensor:
+    """GELU by tanh: 1 + tanh(x) is twice the logistic function of 2x, which a CPU computes in half the time."""
+    slope = 2 * math.sqrt(2 / math.pi)
+    inner = (values * values).mul_(slope * 0.044715).add_(slope).mul_(values)
+    return inner.sigmoid_().mul_(values)
+
+
+def _attend_by_head(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+    """(n, heads, tokens, width of a head), of which a CPU reads each head faster when it lies in one piece."""
+    if queries.device.type == "cpu":
+        queries, keys, values = (part.contiguous() for part in (queries, keys, values))
+    return scaled_dot_product_attention(queries, keys, values, **options)
 
 
 Turns = tuple[Tensor, Tensor]
@@ -207,7 +225,7 @@ def _attend_to_rows(queries: Tensor, keys: Tensor, values: Tensor, packing: Pack
 
 def _attend_one(queries: Tensor, keys: Tensor, values: Tensor, scale: float, *, is_causal: bool) -> Tensor:
     queries, keys, values = (part.transpose(0, 1)[None] for part in (queries, keys, values))
-    attended = scaled_dot_product_attention(queries, keys, values, is_causal=is_causal, scale=scale, enable_gqa=True)
+    attended = _attend_by_head(queries, keys, values, is_causal=is_causal, scale=scale, enable_gqa=True)
     return attended[0].transpose(0, 1)
 
 
