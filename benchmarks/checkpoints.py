@@ -10,6 +10,9 @@ a folder with Qwen2's is given: its prompt has more tokens, some 3 % of those of
 import argparse
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +57,17 @@ def config_of(shape: str, image_token: int) -> LlavaOnevisionConfig:
         ),
         image_token_index=image_token, tie_word_embeddings=False,
     )  # fmt: skip
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Path]:
+    """The folder of a checkpoint: one of a shape, made for the occasion, or the folder that is named."""
+    if name not in TEXT:
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="qsit-checkpoint-") as folder:
+        make(Path(folder), name)
+        yield Path(folder)
 
 
 def make(folder: Path, shape: str, *, tokenizer: Path = DEMO, dtype: str = "float16", seed: int = 0) -> int:

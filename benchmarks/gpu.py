@@ -3,10 +3,10 @@ All that is to be known of qsit on a GPU, in one go: are its scores right, how f
 
     python -m benchmarks.gpu FOLDER [--device cuda] [--shape mini]... [--photos N] [--rounds N]
 
-Compares the golden images' scores, computed on the device in each dtype, with the golden ones; then runs
-`benchmarks.model` and `benchmarks.profile_batch` for each shape, and writes what they print, and the traces, into
-FOLDER. Needs the repository with its tests, and the extra `worker`. With `--device cpu --shape tiny` it can be tried
-anywhere.
+Compares the golden images' scores and answers, computed on the device in each dtype, with the golden ones; then runs
+`benchmarks.model`, `benchmarks.questions` and `benchmarks.profile_batch` for each shape, and writes what they print,
+and the traces, into FOLDER. Needs the repository with its tests, and the extra `worker`. With
+`--device cpu --shape tiny` it can be tried anywhere.
 """
 
 import argparse
@@ -23,15 +23,18 @@ from worker.qsit import DTYPES, QSit
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+TOKENS = 12
+"""So many tokens of each golden answer are known."""
 EXACT = 1e-5
 """How far a score may be from the golden one in float32."""
 
 
 def check(device: str) -> str:
-    """How far the golden images' scores are from the golden ones, as a table; ends the program if float32 is wrong."""
+    """How far the golden images' scores and answers are from the golden ones; ends the program if float32 is wrong."""
     expected = json.loads((GOLDEN / "golden.json").read_text())["images"]
     photos = [Image.open(GOLDEN / "images" / each["image"]).convert("RGB") for each in expected]
-    lines = ["| dtype | alone | in one batch |", "|---|---|---|"]
+    lines = ["| dtype | alone | in one batch | answers that begin alike |", "|---|---|---|---|"]
+    questions = list(expected[0]["answers_token_ids"])
     for dtype in DTYPES:
         model = QSit.load("demo", device=device, dtype=dtype)
         prepared = [model.prepare(photo) for photo in photos]
@@ -41,8 +44,14 @@ def check(device: str) -> str:
             max(abs(score - each["score"]) for score, each in zip(scores, expected, strict=True))
             for scores in (alone, together)
         ]
-        lines.append(f"| {dtype} | {apart[0]:.1e} | {apart[1]:.1e} |")
-        if dtype == "float32" and max(apart) > EXACT:
+        looks = model.look(prepared, questions, max_new_tokens=TOKENS)
+        alike = [
+            answer.text == model._prompts.text_of(each["answers_token_ids"][question])
+            for each, (_, answers) in zip(expected, looks, strict=True)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        lines.append(f"| {dtype} | {apart[0]:.1e} | {apart[1]:.1e} | {sum(alike)} of {len(alike)} |")
+        if dtype == "float32" and (max(apart) > EXACT or not all(alike)):
             raise SystemExit("\n".join([*lines, f"float32 is wrong on {device}"]))
     return "\n".join(lines)
 
@@ -74,15 +83,10 @@ def main() -> None:
     for shape in args.shape or ["mini"]:
         sizes = ("--photos", str(args.photos), "--batch", "8", "--rounds", str(args.rounds))
         printed(folder, f"model-{shape}", "benchmarks.model", shape, *on, *sizes)
+        printed(folder, f"questions-{shape}", "benchmarks.questions", shape, *on, "--tokens", "50")
         for mix in ("1024x768", "4000x3000"):
-            trace = (
-                "--mix",
-                mix,
-                "--photos",
-                str(min(args.photos, 8)),
-                "--trace",
-                str(folder / f"{shape}-{mix}.json.gz"),
-            )
+            photos, trace_file = str(min(args.photos, 8)), str(folder / f"{shape}-{mix}.json.gz")
+            trace = ("--mix", mix, "--photos", photos, "--trace", trace_file)
             printed(folder, f"profile-{shape}-{mix}", "benchmarks.profile_batch", shape, *on, *trace)
 
 

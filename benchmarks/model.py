@@ -17,7 +17,6 @@ import os
 import platform
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,11 +183,7 @@ def main() -> None:
     if args.compile:
         forward.vision_layer = torch.compile(forward.vision_layer, dynamic=True)
         forward.text_layer = torch.compile(forward.text_layer, dynamic=True)
-    with tempfile.TemporaryDirectory(prefix="qsit-model-") as scratch:
-        folder = Path(args.model)
-        if args.model in checkpoints.TEXT:
-            folder = Path(scratch)
-            checkpoints.make(folder, args.model)
+    with checkpoints.opened(args.model) as folder:
         rows = measured(folder, args)
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
     print_table(rows)

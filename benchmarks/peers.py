@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from worker.procedure import WORDS, score_of
-from worker.qsit import chat_template, prompt_ids
+from worker.procedure import ANSWER, PROMPT, score_of
+from worker.prompts import Prompts
 from worker.tiles import Tiling
 
 
@@ -29,8 +29,9 @@ class Transformers:
         self._processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self._image_id: int = self.model.config.image_token_id
-        self._prompt = prompt_ids(tokenizer, chat_template(folder, tokenizer), self._image_id)
-        self._rating_ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS]
+        self._prompts = Prompts(folder, tokenizer, self._image_id, ())
+        self._prompt = self._prompts.ids(PROMPT, ANSWER)
+        self._rating_ids = self._prompts.rating_ids()
         self._tiling = Tiling.of_checkpoint(folder)
 
     def readme_loop(self, images: Sequence[Image.Image]) -> list[float]:
@@ -42,6 +43,26 @@ class Transformers:
         lengths = [length for _, length in self._with_lengths(images)]
         masks = [[1] * length + [0] * (max(lengths) - length) for length in lengths]
         return self._scored(images, masks)
+
+    def readme_answer(self, image: Image.Image, question: str, tokens: int) -> str:
+        """What the model says to a question, greedily, in exactly so many tokens, as in the model's README."""
+        before, after = self._prompts.ids(question)
+        ids = before + [self._image_id] * self._tiling.tokens(*image.size) + after
+        pixels: BatchFeature = self._processor([image], return_tensors="pt")
+        device, dtype = self.model.device, self.model.dtype
+        with torch.inference_mode():
+            said = self.model.generate(
+                input_ids=torch.tensor([ids], device=device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
+                pixel_values=pixels["pixel_values"].to(device, dtype),
+                image_sizes=pixels["image_sizes"].to(device),
+                batch_num_images=torch.tensor([1], device=device),
+                do_sample=False,
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                pad_token_id=0,
+            )
+        return self._prompts.text_of(said[0, len(ids) :].tolist())
 
     def _with_lengths(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, int]]:
         beside = sum(map(len, self._prompt))

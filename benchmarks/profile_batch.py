@@ -10,7 +10,6 @@ https://ui.perfetto.dev.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import torch
@@ -30,11 +29,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1, help="photos in the batch")
     parser.add_argument("--trace", type=Path, default=Path("trace.json.gz"))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="qsit-profile-") as scratch:
-        folder = Path(args.model)
-        if args.model in checkpoints.TEXT:
-            folder = Path(scratch)
-            checkpoints.make(folder, args.model)
+    with checkpoints.opened(args.model) as folder:
         model = QSit.load(str(folder), device=args.device, dtype=args.dtype)
     prepared = [model.prepare(photo) for photo in photos_of(args.mix, args.photos)]
     model.score(prepared)  # so that what is done once is not in the profile

@@ -10,12 +10,13 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
+from models.questions import Answer, Question
 from worker.procedure import Score, score_of
 from worker.tiles import Prepared
 
@@ -69,6 +70,16 @@ class QSit:
             with open(os.environ["NULL_LOG"], "a") as log:
                 print(os.getpid(), began, time.monotonic(), len(images), file=log)
         return scores
+
+    def look(
+        self, images: Sequence[Prepared], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
+    ) -> list[tuple[Score, list[Answer]]]:
+        """The answer to a question is its text and the score."""
+        scores = self.score(images)
+        return [
+            (score, [Answer(f"{questions[number].text} {score.value:.4f}") for number in asks(place, score)])
+            for place, score in enumerate(scores)
+        ]
 
     def photos_per_second(self) -> float:
         return 1.0

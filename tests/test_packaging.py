@@ -67,7 +67,8 @@ def test_torch_and_transformers_are_imported_in_one_place() -> None:
             users[name].add(str(path.relative_to(ROOT)))
 
     assert users["transformers"] == {"worker/qsit.py"}
-    assert users["torch"] == {"worker/qsit.py", "worker/forward.py", "worker/app.py"}, "app.py asks for GPUs"
+    model = {f"worker/{name}.py" for name in ("qsit", "forward", "branches", "answering")}
+    assert users["torch"] == {*model, "worker/app.py"}, "app.py asks for GPUs"
 
 
 def test_every_dependency_is_pinned_and_explained() -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.claims import ClaimedItem, Failed, Known, Result, Scored
+from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
 from models.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
+from models.questions import Answer, Question
 from models.states import Reason
 from tests.programs import until
 from worker.pipeline import Pipeline, Ready
@@ -49,6 +50,14 @@ class MadeUpModel:
         if any(image.width in self.broken for image in images):
             raise ValueError("the model gave no finite rating")
         return [score_of((float(image.width), *LOGITS[1:])) for image in images]
+
+    def look(
+        self, images: Sequence[Prepared], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
+    ) -> list[tuple[Score, list[Answer]]]:
+        return [
+            (score, [Answer(f"{questions[number].text} {image.width}") for number in asks(place, score)])
+            for place, (image, score) in enumerate(zip(images, self.score(images), strict=True))
+        ]
 
 
 def items(count: int, suspects: Sequence[int] = ()) -> list[ClaimedItem]:
@@ -643,3 +652,71 @@ def test_stopping_does_not_wait_for_what_is_being_read(suspects: tuple[int, ...]
     come_back.set()
 
     assert set(image_ids(batches)) <= {0}
+
+
+QUESTIONS = {7: Question("haze", "Is it hazy?"), 9: Question("blur", "Is it blurred?")}
+
+
+def asking(*, rescore: bool = False, below: float | None = None) -> Claim:
+    return Claim(1, 1, 1, "", rescore, "token", [], QUESTIONS, below)
+
+
+def looked_at(claim: Claim, found: Sequence[Findings]) -> list[Result]:
+    """What becomes of photos in one batch, of which that is known."""
+    batches = made(MadeUpModel()).run(
+        items(len(found)),
+        lambda item, _: Ready(photo(item), None, found[item.image_id]),
+        lambda *_: None,
+        turn_s=60,
+        stopping=lambda: False,
+        claim=claim,
+    )
+    [batch] = batches
+    return batch
+
+
+def test_a_question_is_answered_beside_the_score() -> None:
+    first, second = looked_at(asking(), [Findings(), Findings()])
+
+    assert isinstance(first, Scored)
+    assert isinstance(second, Scored)
+    assert first.answers == {7: Answer("Is it hazy? 0"), 9: Answer("Is it blurred? 0")}
+    assert second.answers == {7: Answer("Is it hazy? 1"), 9: Answer("Is it blurred? 1")}
+
+
+def test_only_what_has_no_answer_is_asked_and_a_score_that_is_there_stays() -> None:
+    known, half, new = looked_at(
+        asking(), [Findings(0.5, frozenset({7})), Findings(None, frozenset({9})), Findings(0.1)]
+    )
+
+    assert known == Known(0, None, "float32", {9: Answer("Is it blurred? 0")})
+    assert isinstance(half, Scored)
+    assert half.answers == {7: Answer("Is it hazy? 1")}
+    assert isinstance(new, Known)
+    assert set(new.answers) == {7, 9}
+
+
+def test_photos_whose_score_is_not_below_are_not_asked_about() -> None:
+    low, high = (score_of((float(width), *LOGITS[1:])).value for width in (0, 1))
+    assert low < high
+
+    results = looked_at(asking(below=high), [Findings(), Findings(), Findings(high), Findings(low)])
+
+    assert [len(result.answers) for result in results if isinstance(result, Scored)] == [2, 0]
+    assert [len(result.answers) for result in results if isinstance(result, Known)] == [0, 2]
+
+
+def test_all_is_asked_again_when_photos_are_scored_again() -> None:
+    results = looked_at(asking(rescore=True), [Findings(0.5, frozenset({7, 9}))])
+
+    assert [len(result.answers) for result in results if isinstance(result, Scored)] == [2]
+
+
+def test_a_batch_with_a_broken_photo_loses_no_answer() -> None:
+    model = MadeUpModel(broken=(2,))
+    [batch] = made(model).run(
+        items(4), ready(photo), lambda *_: None, turn_s=60, stopping=lambda: False, claim=asking()
+    )
+
+    assert [type(result) for result in batch] == [Scored, Scored, Failed, Scored]
+    assert all(len(result.answers) == 2 for result in batch if isinstance(result, Scored))

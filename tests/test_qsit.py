@@ -23,8 +23,9 @@ from transformers.image_processing_utils import select_best_resolution
 import worker.demo
 from models.errors import CheckpointError
 from worker import forward
-from worker.procedure import Score
-from worker.qsit import QSit, chat_template, prompt_ids
+from worker.procedure import ANSWER, PROMPT, Score
+from worker.prompts import Prompts
+from worker.qsit import QSit
 from worker.tiles import Prepared
 
 DEMO = Path(worker.demo.__file__).parent
@@ -113,7 +114,7 @@ def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
     image = json.loads((DEMO / "config.json").read_text())["image_token_index"]
 
-    before, after = prompt_ids(tokenizer, chat_template(DEMO, tokenizer), image)
+    before, after = Prompts(DEMO, tokenizer, image, ()).ids(PROMPT, ANSWER)
 
     assert [*before, image, *after] == text + EXPECTED["prefix_token_ids"]
 
@@ -189,7 +190,7 @@ def test_rows_told_by_their_ends_score_as_published(
         return attended
 
     monkeypatch.setattr(forward, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(forward, "_is_flash", lambda queries: True)
+    monkeypatch.setattr(forward, "is_flash", lambda queries: True)
 
     for score, expected in zip(model.score(prepared), IMAGES, strict=True):
         assert_golden(score, expected)
@@ -276,10 +277,10 @@ def test_no_images_have_no_scores(model: QSit) -> None:
 def test_a_device_without_room_is_out_of_memory_in_one_line(
     model: QSit, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(images: Sequence[Prepared]) -> list[Score]:
+    def full(images: Sequence[Prepared], kept: object = None) -> list[Score]:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has a total capacity of 139 GiB")
 
-    monkeypatch.setattr(model, "_score", full)
+    monkeypatch.setattr(model, "_rated", full)
 
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\.$"):
         model.score(prepared[2:3])

@@ -58,6 +58,13 @@ def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
     return layer.mlp(layer.layer_norm2(hidden)).add_(hidden)  # type: ignore[no-any-return]
 
 
+Turns = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary embedding: (tokens, 1, width of a head) each."""
+
+Kept = list[tuple[Tensor, Tensor]]
+"""Of each layer, keys and values: (tokens, heads of those, width of a head), the keys turned."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where rows begin and end that lie one behind the other."""
@@ -96,37 +103,49 @@ class LanguageModel:
         for layer in self.layers:
             _join_attention(layer.self_attn)
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """(len(ids), width)."""
+    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """(n,) ids to (n, width)."""
         embedding = self._text.embed_tokens
-        return embedding(torch.tensor(ids, device=embedding.weight.device))  # type: ignore[no-any-return]
+        return embedding(torch.as_tensor(ids, device=embedding.weight.device))  # type: ignore[no-any-return]
 
-    def turns(self, packing: Packing, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the rotary embedding: (tokens, 1, width of a head) each."""
-        cos, sin = self._text.rotary_emb(torch.empty(0, dtype=dtype, device=packing.device), packing.positions[None])
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+        """Of tokens at their positions, (tokens,)."""
+        cos, sin = self._text.rotary_emb(torch.empty(0, dtype=dtype, device=positions.device), positions[None])
         return cos[0, :, None], sin[0, :, None]
 
-    def __call__(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """(tokens, width) of embeddings to (rows, width): what the head sees of each row's last token."""
-        turns = self.turns(packing, hidden.dtype)
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the head sees of the last layer's output."""
+        return _norm(self._text.norm, hidden)
+
+    def __call__(self, hidden: Tensor, packing: Packing, kept: Kept | None = None) -> Tensor:
+        """
+        (tokens, width) of embeddings to (rows, width): what the head sees of each row's last token.
+
+        kept: gets the keys and values of each layer.
+        """
+        turns = self.turns(packing.positions, hidden.dtype)
         for layer in self.layers[:-1]:
-            hidden = text_layer(layer, hidden, turns, packing)
-        return _norm(self._text.norm, _last_text_layer(self.layers[-1], hidden, turns, packing))
+            hidden = text_layer(layer, hidden, turns, packing, kept)
+        return self.normed(_last_text_layer(self.layers[-1], hidden, turns, packing, kept))
 
 
-Turns = tuple[Tensor, Tensor]
-
-
-def text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing) -> Tensor:
+def text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing, kept: Kept | None = None) -> Tensor:
     """(tokens, width) to the same."""
+    queries, keys, values = attention_inputs(layer, hidden, turns)
+    _keep(kept, keys, values)
+    attended = _attend_causally(queries, keys, values, packing, layer.self_attn.scaling)
+    return layer_output(layer, hidden, attended)
+
+
+def attention_inputs(layer: Any, hidden: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, width) to queries, keys and values, (tokens, heads, width of a head), turned by their positions."""
     attention = layer.self_attn
     joint = linear(_norm(layer.input_layernorm, hidden), attention.weight, attention.bias)
     queries, keys, values = _heads(joint.split(attention.sizes, dim=1), attention)
-    attended = _attend_causally(_turned(queries, turns), _turned(keys, turns), values, packing, attention.scaling)
-    return _finished(layer, hidden, attended)
+    return _turned(queries, turns), _turned(keys, turns), values
 
 
-def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing) -> Tensor:
+def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing, kept: Kept | None) -> Tensor:
     attention = layer.self_attn
     width = attention.sizes[0]
     last = packing.ends[1:].long() - 1
@@ -134,12 +153,20 @@ def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing)
     joint = linear(normed, attention.weight[width:], attention.bias[width:])
     keys, values = _heads(joint.split(attention.sizes[1:], dim=1), attention)
     (queries,) = _heads((linear(normed[last], attention.weight[:width], attention.bias[:width]),), attention)
-    queries = _turned(queries, (turns[0][last], turns[1][last]))
-    attended = _attend_to_rows(queries, _turned(keys, turns), values, packing, attention.scaling)
-    return _finished(layer, hidden[last], attended)
+    queries, keys = _turned(queries, (turns[0][last], turns[1][last])), _turned(keys, turns)
+    _keep(kept, keys, values)
+    attended = _attend_to_rows(queries, keys, values, packing, attention.scaling)
+    return layer_output(layer, hidden[last], attended)
 
 
-def _finished(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+def _keep(kept: Kept | None, keys: Tensor, values: Tensor) -> None:
+    if kept is not None:
+        kept.append((keys, values.contiguous()))  # a copy: as they are, they would hold the queries, too
+
+
+def layer_output(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    """What a layer makes of its input, (tokens, width), and of what its attention gave, with the heads apart."""
+
     def mlp(part: Tensor) -> Tensor:
         normed = _norm(layer.post_attention_layernorm, part)
         gate = layer.mlp.act_fn(layer.mlp.gate_proj(normed))
@@ -155,7 +182,7 @@ def _in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float) -> Tensor:
     """(tokens, heads, width of a head), keys and values with fewer heads, to the same as the queries."""
-    if _is_flash(queries):
+    if is_flash(queries):
         longest = max(packing.lengths)
         attended = varlen_attn(
             queries, keys, values, packing.ends, packing.ends, longest, longest,
@@ -168,7 +195,7 @@ def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: Pac
 
 def _attend_to_rows(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float) -> Tensor:
     """One query for each row, (rows, heads, width of a head), which sees all of it."""
-    if _is_flash(queries):
+    if is_flash(queries):
         attended = varlen_attn(
             queries, keys, values, packing.one_each, packing.ends, 1, max(packing.lengths),
             scale=scale, enable_gqa=True,
@@ -184,7 +211,7 @@ def _attend_one(queries: Tensor, keys: Tensor, values: Tensor, scale: float, *, 
     return attended[0].transpose(0, 1)
 
 
-def _is_flash(queries: Tensor) -> bool:
+def is_flash(queries: Tensor) -> bool:
     """Whether rows may be told by their ends: FlashAttention, on GPUs since Ampere, in half precision."""
     is_half = queries.dtype in (torch.float16, torch.bfloat16)
     return is_half and queries.is_cuda and torch.cuda.get_device_capability(queries.device) >= (8, 0)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from models.claims import ClaimedItem, Failed, Known, Result, Scored
+from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
 from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
+from models.questions import Answer, Question
 from models.states import Reason
 from worker.procedure import Score
 from worker.tiles import Prepared
@@ -26,6 +27,14 @@ class Model(Protocol):
 
     def score(self, images: Sequence[Prepared]) -> list[Score]: ...
 
+    def look(
+        self,
+        images: Sequence[Prepared],
+        questions: Sequence[Question],
+        *,
+        asks: Callable[[int, Score], Sequence[int]],
+    ) -> list[tuple[Score, list[Answer]]]: ...
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -33,6 +42,7 @@ class Ready:
 
     prepared: Prepared
     version: str | None = None
+    found: Findings = field(default_factory=Findings)
 
 
 @dataclass
@@ -86,6 +96,7 @@ class Pipeline:
     probe: Prepared | None = None
     decode_s: float = 60.0
     _fault: WorkerFault | None = None
+    _claim: Claim | None = None
     _device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="device"))
 
     @property
@@ -100,6 +111,7 @@ class Pipeline:
         *,
         turn_s: float,
         stopping: Callable[[], bool],
+        claim: Claim | None = None,
     ) -> Iterator[list[Result]]:
         """
         Results, a batch at a time: of suspects one by one and last, of the others in batches. While the caller has a
@@ -109,6 +121,7 @@ class Pipeline:
         prepare: runs in the loader threads, and calls its second argument when it has read and begins to decode; may
         raise ImageError.
         start: called with image ids, and whether they run alone, before they are taken up.
+        claim: has the questions that are asked about them, if any.
 
         Raises:
             WorkerFault: at the end, when an item could not be read by the fault of this worker.
@@ -116,6 +129,7 @@ class Pipeline:
         """
         deadline = time.monotonic() + turn_s
         self._fault = None
+        self._claim = claim
         suspects = [item for item in items if item.suspect]
         others = iter([item for item in items if not item.suspect])
         pool = ThreadPoolExecutor(self.loaders, thread_name_prefix="loader")
@@ -222,16 +236,11 @@ class Pipeline:
         if not batch:
             return []
         try:
-            scores = self.model.score(images)
+            return self._looked_at(batch, images)
         except MemoryError as error:
             reason, words = Reason.OUT_OF_MEMORY, _line(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is of one of these photos
             reason, words = Reason.MODEL_ERROR, _line(error)
-        else:
-            return [
-                Scored(item.image_id, score.value, score.logits, self.dtype, ready.version)
-                for (item, ready), score in zip(batch, scores, strict=True)
-            ]
         # by now the error is gone, and with it the frames that held the batch's memory
         if len(batch) == 1:
             item, prepared = batch[0][0], batch[0][1].prepared
@@ -245,6 +254,33 @@ class Pipeline:
         half = len(batch) // 2
         halves = (batch[:half], batch[half:])
         return [result for part in halves for result in self._score(part, [ready.prepared for _, ready in part])]
+
+    def _looked_at(self, batch: list[tuple[ClaimedItem, Ready]], images: Sequence[Prepared]) -> list[Result]:
+        """What the model finds in a batch: scores, and the answers that are still to be given."""
+        claim = self._claim
+        if claim is None or not claim.questions:
+            return [
+                Scored(item.image_id, score.value, score.logits, self.dtype, ready.version)
+                for (item, ready), score in zip(batch, self.model.score(images), strict=True)
+            ]
+        question_ids = list(claim.questions)
+        asked: list[list[int]] = [[] for _ in batch]
+
+        def asks(place: int, score: Score) -> list[int]:
+            found = batch[place][1].found
+            known = score.value if found.score is None or claim.rescore else found.score
+            asked[place] = claim.to_ask(known, found)
+            return [question_ids.index(each) for each in asked[place]]
+
+        looks = self.model.look(images, list(claim.questions.values()), asks=asks)
+        results: list[Result] = []
+        for (item, ready), ids, (score, answers) in zip(batch, asked, looks, strict=True):
+            given = dict(zip(ids, answers, strict=True))
+            if ready.found.score is None or claim.rescore:
+                results.append(Scored(item.image_id, score.value, score.logits, self.dtype, ready.version, given))
+            else:
+                results.append(Known(item.image_id, ready.version, self.dtype, given))
+        return results
 
     def _check_model(self) -> None:
         if self.probe is None:

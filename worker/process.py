@@ -119,7 +119,7 @@ class Process:
             data = photo.read()
         decoding()
         image = decode(data, max_pixels=self.settings.max_pixels, as_stored=claim.procedure == AS_STORED)
-        return Ready(self.model.prepare(image), learnt)
+        return Ready(self.model.prepare(image), learnt, item.found)
 
     def top_up(self) -> None:
         """Have what comes next sent, by the timer's thread: a Redis that hangs holds up no work."""

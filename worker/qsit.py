@@ -5,10 +5,11 @@ tile size, pinpoints, mean and standard deviation from the checkpoint, so that n
 Qwen2.
 """
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +22,13 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from models.errors import CheckpointError
-from worker import checkpoint
-from worker.forward import LanguageModel, Packing, VisionTower, text_layer, vision_layer
-from worker.procedure import ANSWER, PROMPT, WORDS, Score, score_of
+from models.questions import MAX_NEW_TOKENS, Answer, Question
+from worker import answering, checkpoint
+from worker.branches import Branches, Rows
+from worker.forward import Kept, LanguageModel, Packing, VisionTower, text_layer, vision_layer
+from worker.procedure import ANSWER, PROMPT, Score, score_of
+from worker.prompts import Prompts
+from worker.questions import put
 from worker.tiles import Prepared, Tiling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,6 +36,8 @@ BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The most tokens of a batch; that of CUDA was not measured."""
 VISION_TILES = {"cpu": 1, "cuda": 64}
 """The most tiles in one pass through the vision tower; one alone stays in a CPU's cache."""
+BRANCHES = 256
+"""The most questions, of all photos of a batch, that are answered beside each other."""
 OF_FREE_MEMORY = 0.4
 """The share of a GPU's free memory that each of the two passes may take."""
 
@@ -48,21 +55,22 @@ class QSit:
     """
     A loaded Q-SiT model on one device.
 
-    `prepare` may run in many threads beside each other and beside `score`; `score` in one at a time.
+    `prepare` may run in many threads beside each other and beside the others; `score` and `look` in one at a time.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, template: str, tiling: Tiling) -> None:
+    def __init__(self, model: Any, prompts: Prompts, tiling: Tiling) -> None:
         self.tiling = tiling
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._tower = VisionTower(model.model.vision_tower, model.model.multi_modal_projector)
         self._text = LanguageModel(model.model.language_model)
         self._newline: torch.Tensor = model.model.image_newline
-        before, after = prompt_ids(tokenizer, template, model.config.image_token_id)
+        self._prompts = prompts
+        self._ids_before, after = prompts.ids(PROMPT, ANSWER)
         with torch.inference_mode():
-            self._before, self._after = self._text.embed(before), self._text.embed(after)
-        rating_ids = _rating_ids(tokenizer)
-        self._rating_rows: torch.Tensor = model.get_output_embeddings().weight[rating_ids].float()
+            self._before, self._after = self._text.embed(self._ids_before), self._text.embed(after)
+        self._head: torch.Tensor = model.get_output_embeddings().weight
+        self._rating_rows = self._head[prompts.rating_ids()].float()
         self._patch: int = model.config.vision_config.patch_size
         self._mean = torch.tensor(tiling.mean, device=self.device).view(3, 1)
         self._std = torch.tensor(tiling.std, device=self.device).view(3, 1)
@@ -111,7 +119,8 @@ class QSit:
             loaded.to(device)
         except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
             raise CheckpointError(f"{model} does not fit on {device}: {str(error).splitlines()[0]}") from error
-        return cls(loaded, tokenizer, chat_template(folder, tokenizer), tiling)
+        prompts = Prompts(folder, tokenizer, loaded.config.image_token_id, _ends(folder, loaded, tokenizer))
+        return cls(loaded, prompts, tiling)
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Cut an image into tiles, on the host; its pixels are taken as given, converted to RGB if they are not."""
@@ -148,23 +157,91 @@ class QSit:
         """
         if not images:
             return []
+        with self._one_pass():
+            return self._rated(images)
+
+    def look(
+        self,
+        images: Sequence[Prepared],
+        questions: Sequence[str | Question],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        asks: Callable[[int, Score], Sequence[int]] | None = None,
+    ) -> list[tuple[Score, list[Answer]]]:
+        """
+        Score images in one batch, and answer questions about them; in order. Scores are those of `score`, and no answer
+        depends on the other images or questions.
+
+        max_new_tokens: of the answers to questions that are given as text.
+        asks: by the place and the score of an image, the places of the questions about it; all of them if None.
+
+        Raises: as `score`, and CheckpointError when a question holds what the tokenizer takes for an image.
+        """
+        asked = [
+            each if isinstance(each, Question) else Question(each, each, max_new_tokens=max_new_tokens)
+            for each in questions
+        ]
+        kept: Kept = []
+        with self._one_pass():
+            scores = self._rated(images, kept) if images else []
+            places = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
+            return list(zip(scores, self._answers(images, kept, asked, places), strict=True))
+
+    @contextlib.contextmanager
+    def _one_pass(self) -> Iterator[None]:
+        """Nothing is kept for gradients; a device that is full is told of as such, when what filled it is gone."""
         try:
             with torch.inference_mode():
-                return self._score(images if isinstance(images, Uploaded) else self.upload(images))
+                yield
+            return
         except torch.OutOfMemoryError as error:
             words = str(error).splitlines()[0]
         torch.cuda.empty_cache()  # by now the error is gone, and with it the frames that held the batch's memory
         self._pass_tiles = max(1, self._pass_tiles // 2)
         raise MemoryError(words)
 
-    def _score(self, images: Uploaded) -> list[Score]:
+    def _rated(self, images: Sequence[Prepared], kept: Kept | None = None) -> list[Score]:
+        uploaded = images if isinstance(images, Uploaded) else self.upload(images)
         if self._copies is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._copies)
-            images.tiles.record_stream(torch.cuda.current_stream(self.device))
-        packing = Packing([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
-        hidden = torch.cat([part for row in self._rows(images) for part in row])
-        last = self._text(hidden, packing)
+            uploaded.tiles.record_stream(torch.cuda.current_stream(self.device))
+        hidden = torch.cat([part for row in self._rows(uploaded) for part in row])
+        last = self._text(hidden, self._packing(images), kept)
         return [score_of(logits) for logits in linear(last.float(), self._rating_rows).tolist()]
+
+    def _packing(self, images: Sequence[Prepared]) -> Packing:
+        return Packing([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
+
+    def _answers(
+        self, images: Sequence[Prepared], kept: Kept, asked: Sequence[Question], places: Sequence[Sequence[int]]
+    ) -> list[list[Answer]]:
+        """places: of each image, those of the questions about it."""
+        pairs = [(image, place) for image, some in enumerate(places) for place in some]
+        if not pairs:
+            return [[] for _ in places]
+        ids = [self._after_image(put(question)) for question in asked]
+        looked_at = [image for image, some in enumerate(places) if some]
+        rows = Rows(kept, self._packing(images), looked_at, len(self._after))
+        row_of = {image: row for row, image in enumerate(looked_at)}
+        found: list[Answer] = []
+        for start in range(0, len(pairs), BRANCHES):
+            some_pairs = pairs[start : start + BRANCHES]
+            branches = Branches(self._text, rows, [row_of[image] for image, _ in some_pairs])
+            questions = [asked[place] for _, place in some_pairs]
+            found += answering.answers(
+                branches, questions, [ids[place] for _, place in some_pairs], self._logits, self._prompts
+            )
+        given = iter(found)
+        return [list(islice(given, len(some))) for some in places]
+
+    def _after_image(self, question: str) -> list[int]:
+        before, after = self._prompts.ids(question)
+        if before != self._ids_before:
+            raise CheckpointError("the chat template puts the question before the image; then it cannot be shared")
+        return after
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return linear(hidden, self._head).float()
 
     def photos_per_second(self, width: int = 1024, height: int = 768) -> float:
         """About how many photos of that size this device scores a second, from timing one layer of each tower."""
@@ -174,7 +251,7 @@ class QSit:
         with torch.inference_mode():
             patches = torch.zeros(1, self.tiling.patches**2, self._tower.width, device=self.device, dtype=self.dtype)
             hidden = torch.zeros(tokens, len(self._newline), device=self.device, dtype=self.dtype)
-            turns = self._text.turns(packing, self.dtype)
+            turns = self._text.turns(packing.positions, self.dtype)
             vision_s = _seconds(lambda: vision_layer(self._tower.layers[0], patches))
             text_s = _seconds(lambda: text_layer(self._text.layers[0], hidden, turns, packing))
         return 1 / (vision_s * len(self._tower.layers) * tiles + text_s * len(self._text.layers))
@@ -255,38 +332,11 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
         raise CheckpointError(f"{folder}: only all features of the vision tower's last layer are supported")
 
 
-def chat_template(folder: Path, tokenizer: Any) -> str:
-    """The checkpoint's own chat template, wherever it has it. Raises CheckpointError when it has none."""
-    try:
-        if (own := folder / "chat_template.jinja").exists():
-            return own.read_text()
-        if (own := folder / "chat_template.json").exists():
-            return str(json.loads(own.read_text())["chat_template"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{own} holds no chat template: {type(error).__name__}: {error}") from error
-    if tokenizer.chat_template:
-        return str(tokenizer.chat_template)
-    raise CheckpointError(f"{folder} has no chat template")
-
-
-def prompt_ids(tokenizer: Any, template: str, image_token_id: int) -> tuple[list[int], list[int]]:
-    """The rating prompt's token ids before and after the image."""
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
-    try:
-        prompt = tokenizer.apply_chat_template(
-            [turn], chat_template=template, add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # of Jinja or of the template itself
-        raise CheckpointError(f"the chat template cannot be used: {type(error).__name__}: {error}") from error
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    if ids.count(image_token_id) != 1:
-        raise CheckpointError(f"the chat template puts {ids.count(image_token_id)} image tokens into a prompt, not one")
-    place = ids.index(image_token_id)
-    return ids[:place], ids[place + 1 :] + tokenizer(ANSWER, add_special_tokens=False).input_ids
-
-
-def _rating_ids(tokenizer: Any) -> list[int]:
-    ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in WORDS]
-    if len(set(ids)) != len(WORDS):
-        raise CheckpointError("the tokenizer does not tell the five rating words apart")
-    return ids
+def _ends(folder: Path, model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer."""
+    for given in (
+        model.generation_config.eos_token_id, model.config.text_config.eos_token_id, tokenizer.eos_token_id,
+    ):  # fmt: skip
+        if given is not None:
+            return given if isinstance(given, list) else [given]
+    raise CheckpointError(f"{folder} names no token that ends an answer")

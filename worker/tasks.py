@@ -74,6 +74,7 @@ def _turn(here: process.Process, claim: Claim) -> None:
         lambda image_ids, alone: here.insist(lambda: ledger.start(here.engine, claim, image_ids, alone=alone)),
         turn_s=here.settings.turn_s,
         stopping=here.interrupted,
+        claim=claim,
     )
     with here.holding(claim):
         try:

@@ -1,0 +1,87 @@
+"""
+What questions cost beside the rating: qsit's one look at a photo against the model README's snippets, one by one.
+
+    python -m benchmarks.questions tiny|mini|full|FOLDER [--device cpu|cuda] [--dtype D] [--size WxH] [--tokens N]
+                                   [--rounds N] [--only-ours]
+
+Times, in turns, on one decoded photo: the rating alone; the rating and three questions up to their first token; the
+same with three questions that have choices; the same with N tokens of each answer; and the README's two snippets, the
+rating and then each question, with as many tokens. Random weights hardly ever end an answer. Prints a table and a line
+of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks import checkpoints
+from benchmarks.model import PHOTO
+from benchmarks.peers import Transformers
+from models.questions import Question
+from worker.qsit import DTYPES, QSit, default_dtype
+from worker.questions import READY
+
+QUESTIONS = (
+    "How is the clarity of the human in this image?",
+    "Is the lighting of this image sufficient?",
+    "What is the main quality problem of this image?",
+)
+
+
+def ways(model: QSit, peer: Transformers | None, photo: Image.Image, tokens: int) -> dict[str, Callable[[], Any]]:
+    image = model.prepare(photo)
+    with_choices: list[Question] = [question for question in READY.values() if question.choices][: len(QUESTIONS)]
+    found: dict[str, Callable[[], Any]] = {
+        "rating alone": lambda: model.score([image]),
+        "and three questions": lambda: model.look([image], QUESTIONS, max_new_tokens=1),
+        "and three with choices": lambda: model.look([image], with_choices),
+        f"and three, {tokens} tokens each": lambda: model.look([image], QUESTIONS, max_new_tokens=tokens),
+    }
+    if peer is not None:
+        found["README, one by one"] = lambda: [
+            peer.readme_loop([photo]),
+            [peer.readme_answer(photo, question, tokens) for question in QUESTIONS],
+        ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="tiny, mini, full, or a checkpoint's folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--size", default="1024x768")
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-ours", action="store_true")
+    args = parser.parse_args()
+    dtype = args.dtype or default_dtype(args.device)
+    width, height = map(int, args.size.split("x"))
+    photo = Image.open(PHOTO).convert("RGB").resize((width, height))
+    with checkpoints.opened(args.model) as folder:
+        model = QSit.load(str(folder), device=args.device, dtype=dtype)
+        peer = None if args.only_ours else Transformers(folder, args.device, DTYPES[dtype])
+        took: dict[str, list[float]] = {}
+        for number in range(args.rounds):
+            for name, way in ways(model, peer, photo, args.tokens).items():
+                start = time.perf_counter()
+                way()
+                took.setdefault(name, []).append(time.perf_counter() - start)
+                print(f"round {number + 1}, {name}: {took[name][-1]:.2f} s", flush=True)
+    seconds = {name: statistics.median(each) for name, each in took.items()}
+    alone = seconds["rating alone"]
+    print("\n| what | seconds | to the rating alone |\n|---|---|---|")
+    for name, each in seconds.items():
+        print(f"| {name} | {each:.3g} | {each / alone:.2f} |")
+    about = {"torch": torch.__version__, "device": args.device, "dtype": dtype, "size": args.size}
+    print(json.dumps({"model": args.model, **about, "tokens": args.tokens, "rounds": args.rounds, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""How answers come about: what the model says to a question, greedily, or the likelihoods of its choices."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.questions import Answer, Question
+from worker.branches import Branches
+from worker.prompts import Prompts
+from worker.questions import forms
+
+POSITIONS = 128
+"""Tokens for which the logits of the whole vocabulary are held at a time."""
+
+Head = Callable[[Tensor], Tensor]
+"""(n, width) to (n, words of the vocabulary): logits, float32."""
+
+
+def answers(
+    branches: Branches, asked: Sequence[Question], ids: Sequence[Sequence[int]], head: Head, prompts: Prompts
+) -> list[Answer]:
+    """
+    The answer to the question of each branch; the branches have no tokens yet.
+
+    ids: of each question, as it is put to the model.
+    """
+    hidden = branches.extend(ids)
+    last = hidden[torch.arange(len(ids)), torch.tensor([len(each) - 1 for each in ids])]
+    found: dict[int, Answer] = {}
+    for way, places in (
+        (greedy, [place for place, question in enumerate(asked) if not question.choices]),
+        (likeliest, [place for place, question in enumerate(asked) if question.choices]),
+    ):
+        if places:
+            some = way(branches.pick(places), last[places], [asked[place] for place in places], head, prompts)
+            found |= zip(places, some, strict=True)
+    return [found[place] for place in range(len(asked))]
+
+
+def greedy(branches: Branches, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts) -> list[Answer]:
+    """
+    What the model says: the likeliest token, again and again, to the end or the limit. What has ended leaves the batch.
+
+    last: (branches, width), what the head sees of each branch's last token.
+    """
+    said: list[list[int]] = [[] for _ in asked]
+    cut = [False] * len(asked)
+    places = list(range(len(asked)))
+    while places:
+        tokens = head(last).argmax(-1).tolist()
+        going = []
+        for row, place in enumerate(places):
+            if tokens[row] not in prompts.ends:
+                said[place].append(tokens[row])
+                cut[place] = len(said[place]) == asked[place].max_new_tokens
+                going += [] if cut[place] else [row]
+        if going:
+            branches = branches if len(going) == len(places) else branches.pick(going)
+            last = branches.extend([[tokens[row]] for row in going])[:, 0]
+        places = [places[row] for row in going]
+    return [Answer(prompts.text_of(tokens), is_cut) for tokens, is_cut in zip(said, cut, strict=True)]
+
+
+def likeliest(
+    branches: Branches, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts
+) -> list[Answer]:
+    """
+    The likeliest choice, with the probabilities of all: that of a choice is the sum of those of the replies that count
+    as it, each with the end that the model is taught, over the sum of all choices'.
+
+    last: as for `greedy`.
+    """
+    replies = [
+        (place, choice, list(tokens))
+        for place, question in enumerate(asked)
+        for choice in range(len(question.choices))
+        for tokens in sorted({tuple(prompts.of(form)) for form in forms(question, choice)})
+    ]
+    hidden = branches.pick([place for place, _, _ in replies]).extend([tokens for _, _, tokens in replies])
+    states = [
+        part
+        for row, (place, _, tokens) in enumerate(replies)
+        for part in (last[place : place + 1], hidden[row, : len(tokens)])
+    ]
+    targets = [token for _, _, tokens in replies for token in (*tokens, prompts.ends[0])]
+    of_tokens = _log_probabilities(torch.cat(states), torch.tensor(targets, device=last.device), head)
+    of_choice: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    for (place, choice, _), part in zip(
+        replies, of_tokens.cpu().split([len(each) + 1 for *_, each in replies]), strict=True
+    ):
+        of_choice[place, choice].append(part.double().sum())
+    return [
+        _best(question, [torch.stack(of_choice[place, choice]).logsumexp(0) for choice in range(len(question.choices))])
+        for place, question in enumerate(asked)
+    ]
+
+
+def _best(question: Question, log_probabilities: Sequence[Tensor]) -> Answer:
+    shares = torch.stack(list(log_probabilities)).softmax(0)
+    return Answer(question.choices[int(shares.argmax())], probabilities=tuple(shares.tolist()))
+
+
+def _log_probabilities(states: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Of the token that follows each state: (n, width) and (n,) to (n,)."""
+    parts = []
+    for some, wanted in zip(states.split(POSITIONS), targets.split(POSITIONS), strict=True):
+        logits = head(some)
+        parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
+    return torch.cat(parts)
