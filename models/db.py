@@ -33,7 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The migration this program is written for; a test pins it to the newest one."""
 
 

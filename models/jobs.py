@@ -7,13 +7,15 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, insert, or_, select, update
 
+from models.answers import keep_questions
 from models.db import analyse, in_turn, reading, storable, writing
 from models.errors import JobCancelled, JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
-from models.register import insert_items, register
+from models.questions import Question
+from models.register import Terms, insert_items, register
 from models.sql import now_s
 from models.states import UNKNOWN_VERSION, ChunkState, JobState
-from models.tables import Chunk, Job, Scorer
+from models.tables import Chunk, Job, JobQuestion, Scorer
 
 LISTER_S = 60.0
 """A lister that has written nothing for so long is taken for dead."""
@@ -35,7 +37,7 @@ class Listed(Protocol):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job is to be."""
+    """What a job is to be. It asks about all of its photos, or about those whose score is under `ask_below`."""
 
     key: str  # digest of what the user asked for: sources and options
     name: str | None
@@ -46,6 +48,8 @@ class JobSpec:
     priority: int = 0
     max_failed: str = "0"
     private: bool = False
+    questions: tuple[Question, ...] = ()
+    ask_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
     The job of that name; else the unfinished job of the same key and scorer; else a new one.
 
     Raises:
-        UsageError: when the name belongs to a job of other sources or options, or to one that was cancelled.
+        UsageError: when the name belongs to a job of other sources or options, or to one that was cancelled; when a
+            question is too long.
     """
     with writing(engine) as connection:
         in_turn(connection, "jobs")
@@ -104,6 +109,7 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
             )
         else:
             job_id = _insert_job(connection, spec, scorer)
+            keep_questions(connection, job_id, spec.questions)
         return _opened(connection, job_id, is_new=found is None)
 
 
@@ -112,6 +118,7 @@ def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
         "name": spec.name, "key": spec.key, "scorer_id": scorer, "state": JobState.ACTIVE, "private": spec.private,
         "rescore": spec.rescore, "priority": spec.priority, "max_failed": spec.max_failed,
         "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
+        "ask_below": spec.ask_below,
     }  # fmt: skip
     return connection.execute(insert(Job).values(row).returning(Job.id)).scalar_one()
 
@@ -174,10 +181,14 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
         return taken.rowcount == 1
 
 
+_ASKS = exists().where(JobQuestion.job_id == Job.id).correlate(Job).label("asks")
+
+
 def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
     """
     Write a batch of listed images (a few thousand at most) into the job: each becomes the current version of its
-    URI, and an item in a chunk unless it is in the job already, has its score, or failed before by its own fault.
+    URI, and an item in a chunk unless it is in the job already, has its score and all answers that the job asks for,
+    or failed before by its own fault.
     An image of unknown version is no current version, and an item unless its URI is in the job already.
 
     Raises:
@@ -197,13 +208,14 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
             update(Job)
             .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
             .values(lister_until=now_s() + LISTER_S)
-            .returning(Job.scorer_id, Job.rescore, Job.state)
+            .returning(Job.scorer_id, Job.rescore, Job.ask_below, Job.state, _ASKS)
         ).one_or_none()
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
         if job.state == JobState.CANCELLED:
             raise JobCancelled(f"job {job_id} was cancelled while it was listed")
-        waiting, skipped, skipped_failed = register(connection, versions, job_id, job.scorer_id, rescore=job.rescore)
+        terms = Terms(job_id, job.scorer_id, job.rescore, job.asks, job.ask_below)
+        waiting, skipped, skipped_failed = register(connection, versions, terms)
         insert_items(connection, job_id, waiting)
         connection.execute(
             update(Job)

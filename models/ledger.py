@@ -6,6 +6,7 @@ has lost the token writes nothing.
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
@@ -25,15 +26,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from models import results
-from models.claims import Claim, ClaimedItem, Known, Lane, Result
+from models import answers, results
+from models.claims import Claim, ClaimedItem, Findings, Known, Lane, Result
 from models.db import writing
 from models.errors import LeaseLost
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, MINE, OF_THIS_CHUNK, OVERDUE, THIS_CHUNK, lease_of
 from models.jobs import finish_if_done
 from models.sql import now_s
 from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import Chunk, Image, Item, Job, JobQuestion, Score, Scorer, Worker
 
 LOSSES_TO_CRASHED = 3
 
@@ -55,16 +56,22 @@ def _of_its_job(what: InstrumentedAttribute[Any]) -> ScalarSelect[Any]:
 
 _ITS_SCORER = _of_its_job(Job.scorer_id)
 _ITS_PROCEDURE = select(Scorer.procedure).where(Scorer.id == _ITS_SCORER).scalar_subquery()
+_ASKS = exists().where(JobQuestion.job_id == Chunk.job_id).correlate(Chunk)
 _TAKE = (
     update(Chunk)
     .where(THIS_CHUNK, _FREE, _FOR_THIS_LANE)
     .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=FROM_NOW)
-    .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE)
+    .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE, _of_its_job(Job.ask_below), _ASKS)
 )
 _IS_OVERDUE = select(Chunk.id).where(THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
-_HAS_SCORE = exists().where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
+_ITS_SCORE = (
+    select(Score.score)
+    .where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
+    .correlate(Item)
+    .scalar_subquery()
+)
 _OPEN_ITEMS = (
-    select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _HAS_SCORE)
+    select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _ITS_SCORE)
     .join(Item, Item.image_id == Image.id)
     .where(OF_THIS_CHUNK)
     .order_by(Image.id)
@@ -74,7 +81,7 @@ _OPEN_ITEMS = (
 def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float) -> Claim | None:
     """
     Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
-    this lane, or its job is not active. Items that have their score by now are settled without being returned.
+    this lane, or its job is not active. Items that need nothing by now are settled without being returned.
     """
     token = secrets.token_hex(16)
     terms = {
@@ -88,17 +95,20 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
             taken = connection.execute(_TAKE, terms).one_or_none()
         if taken is None:
             return None
-        job_id, scorer_id, rescore, procedure = taken
+        job_id, scorer_id, rescore, procedure, ask_below, asks = taken
+        questions = answers.questions_of(connection, job_id) if asks else {}
         rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": scorer_id}).all()
+        answered = answers.answered(connection, [row[0] for row in rows], scorer_id, questions)
         items = [
-            ClaimedItem(image_id, uri, version, bool(suspect))
-            for image_id, uri, version, suspect, has_score in rows
-            if rescore or not has_score
+            ClaimedItem(image_id, uri, version, bool(suspect), Findings(score, answered.get(image_id, frozenset())))
+            for image_id, uri, version, suspect, score in rows
         ]
-        claimed = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items)
-        if len(items) < len(rows):
-            known = [Known(image_id) for image_id, *_, has_score in rows if has_score]
-            results.write(connection, claimed, known, lease_s)
+        every = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items, questions, ask_below)
+        settled = [Known(item.image_id) for item in items if every.is_settled(item.found)]
+        if not settled:
+            return every
+        claimed = replace(every, items=[item for item in items if not every.is_settled(item.found)])
+        results.write(connection, claimed, settled, lease_s)
     return claimed
 
 
@@ -124,8 +134,8 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
 def record(engine: Engine, claim: Claim, batch: Sequence[Result], lease_s: float) -> bool:
     """
     Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
-    one of its URI, and has the score; the item stays with the image whose version is unknown. False when the job has
-    been paused or cancelled, and the rest is to be handed back.
+    one of its URI, and has score and answers; the item stays with the image whose version is unknown. False when the
+    job has been paused or cancelled, and the rest is to be handed back.
 
     Raises:
         LeaseLost: when the chunk is another's by now; nothing is written.

@@ -5,16 +5,30 @@ over. Where another index leaves but few of them, those are gathered there and s
 index: the planner, which may know little of the tables, sees no other column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, func, literal_column, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    and_,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.orm import aliased
 
 from models.db import reading
-from models.tables import Image, Score
+from models.tables import AnswerRow, Image, Score
 
 PAGE = 1000
 """Rows fetched at a time."""
@@ -23,12 +37,16 @@ EFFORT = 10_000
 LAST_ID = 2**63 - 1
 
 Sort = Literal["score", "-score", "uri", "-scored_at"]
-Along = Literal["score", "uri", "scored_at"]
+Along = Literal["score", "uri", "scored_at", "job"]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which results, in which order: scores 0..1, all of them where nothing is said."""
+    """
+    Which results, in which order: scores 0..1, all of them where nothing is said.
+
+    job: those whose score it computed; with answers, also those about which it got an answer.
+    """
 
     job: int | None = None
     model: str | None = None
@@ -38,6 +56,12 @@ class Wanted:
     all_versions: bool = False
     sort: Sort = "score"
     limit: int | None = None
+    answers: bool = False
+
+    @property
+    def by_answers(self) -> bool:
+        """Whether a job has results whose score it did not compute."""
+        return self.job is not None and self.answers
 
     @property
     def along(self) -> Along:
@@ -49,7 +73,8 @@ class Wanted:
     def passes_over(self) -> bool:
         """Whether scores that are not wanted stand between the others in the order."""
         by_score = self.job is not None or self.least is not None or self.most is not None
-        return self.along == "uri" or self.under is not None or (self.along == "scored_at" and by_score)
+        by_others = self.along == "uri" or self.under is not None or self.by_answers
+        return by_others or (self.along == "scored_at" and by_score)
 
 
 @dataclass(frozen=True)
@@ -60,8 +85,8 @@ class Position:
     image_id: int
 
 
-def rows(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Row[Any]]:
-    """The wanted scores of one scorer in order, each with its image."""
+def of_scorer(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Sequence[Row[Any]]]:
+    """The wanted scores of one scorer in order, each with its image, page by page."""
     left = wanted.limit
     is_long = left is None or left > PAGE
     behind: Position | None = None
@@ -76,7 +101,7 @@ def rows(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Row[Any]]:
             if end is None and wanted.passes_over and along == wanted.along:
                 end = connection.execute(_walk(wanted, scorer_id, behind).offset(effort).limit(1)).scalar()
             page = connection.execute(_page(wanted, scorer_id, along, behind, end, size)).all()
-        yield from page
+        yield page
         left = None if left is None else left - len(page)
         if len(page) == size:
             behind = Position(page[-1].key, page[-1].image_id)
@@ -91,6 +116,8 @@ def rows(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Row[Any]]:
 def _index(connection: Connection, wanted: Wanted, scorer_id: int, effort: int) -> Along:
     """Along what to look: the order itself, unless another index leaves but few to sort."""
     others: list[Along] = ["score"] if wanted.under is None else ["uri", "score"]
+    if wanted.by_answers:
+        others.append("job")
     for along in others:
         if wanted.passes_over and along != wanted.along:
             some = _of_index(wanted, scorer_id, along).limit(effort).subquery()
@@ -103,6 +130,9 @@ def _of_index(wanted: Wanted, scorer_id: int, along: Along) -> Select[Any]:
     """What an index alone can tell of what is wanted: the key and the image."""
     if along == "uri":
         return select(*_columns(Image.uri, Image.id)).where(*_of_images(wanted))
+    if along == "job":
+        of_job = _of_job(wanted).subquery()
+        return select(*_columns(of_job.c.image_id, of_job.c.image_id))
     key: Any = Score.score if along == "score" else Score.scored_at
     conditions = _of_scores(wanted, scorer_id) if along == "score" else [Score.scorer_id == scorer_id]
     return select(*_columns(key, Score.image_id)).where(*conditions)
@@ -123,6 +153,8 @@ def _page(wanted: Wanted, scorer_id: int, along: Along, behind: Position | None,
     found = found.where(*_of_images(wanted, hide=along != "uri"), *_of_scores(wanted, scorer_id, hide=along != "score"))
     if along == "scored_at":
         found = found.where(Score.scorer_id == scorer_id)
+    if wanted.by_answers:
+        found = found.where(Score.image_id.in_(_of_job(wanted)) if along == "job" else _is_of_job(wanted))
     if end is not None:
         found = found.where(key >= end if wanted.sort.startswith("-") else key <= end)
     picked = _ordered(found, wanted, behind, hide=gathers).limit(size).subquery()
@@ -165,12 +197,26 @@ def _of_scores(wanted: Wanted, scorer_id: int, *, hide: bool = False) -> list[Co
         return _hidden(plain) if hide else plain
 
     # a job has one scorer, and an index of its own
-    conditions = [column(Score.scorer_id) == scorer_id if wanted.job is None else column(Score.job_id) == wanted.job]
+    by_job = wanted.job is not None and not wanted.by_answers
+    conditions = [column(Score.job_id) == wanted.job if by_job else column(Score.scorer_id) == scorer_id]
     if wanted.least is not None:
         conditions.append(column(Score.score) >= wanted.least)
     if wanted.most is not None:
         conditions.append(column(Score.score) <= wanted.most)
     return conditions
+
+
+def _of_job(wanted: Wanted) -> CompoundSelect[Any]:
+    """The images that got score or answers by a job, some more than once."""
+    scored = select(Score.image_id).where(Score.job_id == wanted.job)
+    return union_all(scored, select(AnswerRow.image_id).where(AnswerRow.job_id == wanted.job))
+
+
+def _is_of_job(wanted: Wanted) -> ColumnElement[bool]:
+    """The same of one score at a time, in words that no planner turns into a look at all answers."""
+    of_image = and_(AnswerRow.image_id == Score.image_id, AnswerRow.scorer_id == Score.scorer_id)
+    asked = select(AnswerRow.job_id).where(of_image).correlate(Score)
+    return or_(_hidden(Score.job_id) == wanted.job, literal(wanted.job).in_(asked))
 
 
 def _hidden(column: Any) -> ColumnElement[Any]:

@@ -7,17 +7,31 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, false, func, or_, select
+from sqlalchemy import Engine, Select, exists, false, func, or_, select
 
 from models import pages
 from models.db import reading
 from models.errors import JobNotFound
+from models.given import Given as Given
+from models.given import given
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
 from models.sql import now_s
 from models.states import ChunkState, JobState, Reason
-from models.tables import HAS_FAILED, Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import (
+    HAS_FAILED,
+    AnswerRow,
+    Chunk,
+    Image,
+    Item,
+    Job,
+    JobQuestion,
+    QuestionRow,
+    Score,
+    Scorer,
+    Worker,
+)
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 PACE_OVER = timedelta(minutes=5)
@@ -49,6 +63,7 @@ class Progress:
     is_being_listed: bool  # a process is at it, or was lately
     created_at: datetime
     finished_at: datetime | None
+    asks: bool = False  # about its photos, beside scoring them
 
     @property
     def listed(self) -> int:
@@ -81,6 +96,7 @@ def progress(engine: Engine, job_id: int) -> Progress:
                 Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
                 Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
                 func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
+                exists().where(JobQuestion.job_id == Job.id).label("asks"),
             ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
         ).one_or_none()  # fmt: skip
         if job is None:
@@ -96,8 +112,15 @@ def progress(engine: Engine, job_id: int) -> Progress:
         running=left.get(ChunkState.LEASED, 0), scored=sum(int(row[2]) for row in rows),
         failed=sum(int(row[3]) for row in rows), cancelled=left.get(ChunkState.DONE, 0),
         max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
-        created_at=job.created_at, finished_at=job.finished_at,
+        created_at=job.created_at, finished_at=job.finished_at, asks=bool(job.asks),
     )  # fmt: skip
+
+
+def answers_given(engine: Engine, job_id: int) -> int:
+    """How many answers a job has got, of those that no other has got anew."""
+    with reading(engine) as connection:
+        query = select(func.count()).select_from(AnswerRow).where(AnswerRow.job_id == job_id)
+        return connection.execute(query).scalar_one()
 
 
 def pace(engine: Engine, job_id: int) -> float | None:
@@ -158,7 +181,11 @@ def failures_by_reason(engine: Engine, job_id: int) -> dict[Reason, int]:
 
 @dataclass(frozen=True)
 class Result:
-    """A score as it is queried; logits in the order Excellent, Good, Fair, Poor, Bad."""
+    """
+    A score as it is queried; logits in the order Excellent, Good, Fair, Poor, Bad.
+
+    answers: by whichever job, when they are wanted.
+    """
 
     image_id: int
     scorer_id: int
@@ -172,28 +199,36 @@ class Result:
     dtype: str
     scored_at: datetime
     job: int
+    answers: tuple[Given, ...] = ()
 
 
 def results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
     """Results in order, fetched by pages that each continue behind the last row of the one before."""
+    with reading(engine) as connection:
+        found = connection.execute(_scorers(wanted)).all()
+    streams = [_of_scorer(engine, wanted, scorer) for scorer in found]
+    return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
+
+
+def _scorers(wanted: Wanted) -> Select[int, str, str, str]:
     scorers = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
     if wanted.model is not None:
         scorers = scorers.where(Scorer.model == wanted.model)
     if wanted.job is not None:
         scorers = scorers.where(Scorer.id == select(Job.scorer_id).where(Job.id == wanted.job).scalar_subquery())
-    with reading(engine) as connection:
-        found = connection.execute(scorers).all()
-    streams = [_of_scorer(engine, wanted, scorer) for scorer in found]
-    return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
+    return scorers
 
 
 def _of_scorer(engine: Engine, wanted: Wanted, scorer: Any) -> Iterator[Result]:
-    for row in pages.rows(engine, wanted, scorer.id):
-        yield Result(
-            row.image_id, scorer.id, row.uri, row.version, row.score,
-            (row.excellent, row.good, row.fair, row.poor, row.bad),
-            scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
-        )  # fmt: skip
+    for page in pages.of_scorer(engine, wanted, scorer.id):
+        answers = given(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
+        for row in page:
+            yield Result(
+                row.image_id, scorer.id, row.uri, row.version, row.score,
+                (row.excellent, row.good, row.fair, row.poor, row.bad),
+                scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
+                answers.get(row.image_id, ()),
+            )  # fmt: skip
 
 
 def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
@@ -205,6 +240,24 @@ def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
         "-scored_at": lambda: LAST_MOMENT - result.scored_at,
     }
     return keys[sort](), result.image_id, result.scorer_id
+
+
+def question_names(engine: Engine, wanted: Wanted) -> list[str]:
+    """The names of the questions to which the scorers of what is wanted gave answers, in the order of their ids."""
+    scorers = _scorers(wanted).with_only_columns(Scorer.id)
+    answer = select(AnswerRow.job_id).where(
+        AnswerRow.job_id == JobQuestion.job_id, AnswerRow.question_id == JobQuestion.question_id
+    )
+    query = (
+        select(QuestionRow.name)
+        .join(JobQuestion, JobQuestion.question_id == QuestionRow.id)
+        .join(Job, Job.id == JobQuestion.job_id)
+        .where(Job.scorer_id.in_(scorers))
+        .where(answer.limit(1).scalar_subquery().is_not(None))  # as EXISTS, a planner may look at all answers
+        .order_by(QuestionRow.id)
+    )
+    with reading(engine) as connection:
+        return list(dict.fromkeys(connection.execute(query).scalars()))
 
 
 @dataclass(frozen=True)

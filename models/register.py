@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     Connection,
     Subquery,
     and_,
@@ -22,24 +24,33 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
 from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
-from models.tables import HAS_FAILED, Chunk, Image, Item, Job, RowId, Score
+from models.tables import HAS_FAILED, AnswerRow, Chunk, Image, Item, Job, JobQuestion, RowId, Score
 
 CHUNK_SIZE = 512
 SMALLEST_CHUNK = 16
 
 
-def register(
-    connection: Connection, versions: Mapping[str, str], job_id: int, scorer_id: int, *, rescore: bool
-) -> tuple[list[int], int, int]:
+@dataclass(frozen=True)
+class Terms:
+    """What of a job decides which images it needs. asks: whether it has questions."""
+
+    job_id: int
+    scorer_id: int
+    rescore: bool
+    asks: bool
+    ask_below: float | None
+
+
+def register(connection: Connection, versions: Mapping[str, str], terms: Terms) -> tuple[list[int], int, int]:
     """
-    Make each version the current one of its URI. Returns the ids of the images that are to be scored by the job and
-    not in it yet, and how many others have their score, and failed before by their own fault.
+    Make each version the current one of its URI. Returns the ids of the images that are to be scored or asked about by
+    the job and not in it yet, and how many others have all that it wants, and failed before by their own fault.
 
     An image of unknown version has a row too, for its item to refer to, but is never the current version of anything.
     """
     listed = _table(connection, versions)
     known, new = _make_current(connection, listed)
-    return _sorted_out(connection, listed, job_id, scorer_id, rescore=rescore) if known else (new, 0, 0)
+    return _sorted_out(connection, listed, terms) if known else (new, 0, 0)
 
 
 def learn(connection: Connection, versions: Mapping[str, str]) -> dict[str, int]:
@@ -71,32 +82,45 @@ def _make_current(connection: Connection, listed: Subquery) -> tuple[bool, list[
     return bool(known), sorted(added.scalars().all())
 
 
-def _sorted_out(
-    connection: Connection, listed: Subquery, job_id: int, scorer_id: int, *, rescore: bool
-) -> tuple[list[int], int, int]:
+def _sorted_out(connection: Connection, listed: Subquery, terms: Terms) -> tuple[list[int], int, int]:
     other = aliased(Image)
     either_unknown = or_(other.version == UNKNOWN_VERSION, listed.c.value == UNKNOWN_VERSION)
     same = and_(other.uri == listed.c.key, or_(other.version == listed.c.value, either_unknown))
-    in_job = exists().where(same, exists().where(Item.job_id == job_id, Item.image_id == other.id))
-    scored = exists().where(Score.image_id == Image.id, Score.scorer_id == scorer_id)
+    in_job = exists().where(same, exists().where(Item.job_id == terms.job_id, Item.image_id == other.id))
+    scored = exists().where(Score.image_id == Image.id, Score.scorer_id == terms.scorer_id)
+    has_all = and_(scored, _is_answered(terms)) if terms.asks else scored
     failed = exists().where(
         Item.image_id == Image.id,
         HAS_FAILED,
         Item.reason.not_in(PASSING_REASONS),
         Job.id == Item.job_id,
-        Job.scorer_id == scorer_id,
+        Job.scorer_id == terms.scorer_id,
     )
-    may_skip = false() if rescore else listed.c.value != UNKNOWN_VERSION
+    may_skip = false() if terms.rescore else listed.c.value != UNKNOWN_VERSION
     query = (
-        select(Image.id, and_(may_skip, scored).label("scored"), and_(may_skip, failed).label("failed"))
+        select(Image.id, and_(may_skip, has_all).label("has_all"), and_(may_skip, failed).label("failed"))
         .join(listed, and_(listed.c.key == Image.uri, listed.c.value == Image.version))
         .where(~in_job)
         .order_by(listed.c.position)
     )
     rows = connection.execute(query).all()
-    waiting = [row.id for row in rows if not row.scored and not row.failed]
-    skipped = sum(row.scored for row in rows)
+    waiting = [row.id for row in rows if not row.has_all and not row.failed]
+    skipped = sum(row.has_all for row in rows)
     return waiting, skipped, len(rows) - len(waiting) - skipped
+
+
+def _is_answered(terms: Terms) -> ColumnElement[bool]:
+    """Whether an image that has its score has every answer that the job asks for."""
+    of_this = and_(AnswerRow.image_id == Image.id, AnswerRow.scorer_id == terms.scorer_id)
+    is_there = exists().where(of_this, AnswerRow.question_id == JobQuestion.question_id)
+    is_there = is_there.correlate(Image, JobQuestion)  # by itself it would not reach as far out as the image
+    is_open = exists().where(JobQuestion.job_id == terms.job_id, ~is_there)
+    if terms.ask_below is None:
+        return ~is_open
+    good_enough = exists().where(
+        Score.image_id == Image.id, Score.scorer_id == terms.scorer_id, Score.score >= terms.ask_below
+    )
+    return or_(good_enough, ~is_open)
 
 
 def insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> None:

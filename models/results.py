@@ -6,37 +6,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Connection,
-    Engine,
-    Text,
-    bindparam,
-    cast,
-    column,
-    exists,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, Text, and_, bindparam, column, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.claims import Claim, Failed, Result, Scored
+from models import answers
+from models.claims import Claim, Failed, Findings, Result, Scored
 from models.db import in_turn, reading, storable
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
 from models.register import learn
+from models.sql import overwriting, rows_of
 from models.states import ItemState, JobState, Risk
 from models.tables import Chunk, Image, Item, RowId, Score, Utc
 
 LOGITS = ("excellent", "good", "fair", "poor", "bad")
 
 
-def has_score(engine: Engine, uri: str, version: str, scorer_id: int) -> bool:
-    """Whether an image has its score at a version."""
-    query = select(Score.image_id).join(Image, Image.id == Score.image_id)
-    query = query.where(Image.uri == uri, Image.version == version, Score.scorer_id == scorer_id)
+def findings(engine: Engine, uri: str, version: str, claim: Claim) -> Findings:
+    """What there is already of an image at a version, by the scorer of a claim and to its questions."""
+    has_score = and_(Score.image_id == Image.id, Score.scorer_id == claim.scorer_id)
+    query = select(Image.id, Score.score).outerjoin(Score, has_score).where(Image.uri == uri, Image.version == version)
     with reading(engine) as connection:
-        return connection.execute(query).scalar() is not None
+        image = connection.execute(query).one_or_none()
+        if image is None:
+            return Findings()
+        answered = answers.answered(connection, [image.id], claim.scorer_id, claim.questions)
+        return Findings(image.score, answered.get(image.id, frozenset()))
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,9 @@ class _Batch:
 
 def write(connection: Connection, claim: Claim, results: Sequence[Result], lease_s: float) -> JobState | None:
     """
-    Write scores, settle and count the items that are still open, and extend the lease. A version that was learnt
-    becomes the current one of its URI, and has the score. Returns the job's state, or None when the lease is lost.
+    Write scores and answers, settle and count the items that are still open, and extend the lease. A version that was
+    learnt becomes the current one of its URI, and has score and answers. Returns the job's state, or None when the
+    lease is lost.
     """
     failed = [result for result in results if isinstance(result, Failed)]
     done = [result for result in results if not isinstance(result, Failed)]
@@ -61,7 +56,16 @@ def write(connection: Connection, claim: Claim, results: Sequence[Result], lease
     batch = _Batch(sorted(scored.items()), [each.image_id for each in done], failed)
     write_all = _in_one_statement if connection.dialect.name == "postgresql" else _in_steps
     job_state = write_all(connection, claim, batch, lease_s)
-    return None if job_state is None else JobState(job_state)
+    if job_state is None:
+        return None
+    given = {
+        (real_ids.get(each.image_id, each.image_id), question_id): (answer, each.dtype)
+        for each in done
+        for question_id, answer in each.answers.items()
+    }
+    if given:
+        answers.write(connection, claim, given)  # the chunk is locked, and stays ours until all is written
+    return JobState(job_state)
 
 
 def _register_learnt(connection: Connection, learnt: dict[int, str]) -> Mapping[int, int]:
@@ -74,12 +78,6 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> Mapping[
     return {row.id: real_ids[row.uri] for row in rows}
 
 
-def _overwriting(insert: Any) -> Any:
-    keys = ("image_id", "scorer_id")
-    changed = {each.name: insert.excluded[each.name] for each in Score.__table__.columns if each.name not in keys}
-    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
-
-
 def _message(failed: Failed) -> str:
     return storable(failed.message)[:500]
 
@@ -88,7 +86,7 @@ _SCORED = {"state": ItemState.SCORED, "risk": Risk.NONE}
 _FAILED = {"state": ItemState.FAILED, "risk": Risk.NONE}
 _SETTLE = update(Item).where(AMONG_THESE).values(_SCORED)
 
-_WRITE = _overwriting(sqlite.insert(Score))
+_WRITE = overwriting(sqlite.insert(Score))
 _FAIL = (
     update(Item)
     .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), OPEN)
@@ -127,22 +125,15 @@ def _in_steps(connection: Connection, claim: Claim, batch: _Batch, lease_s: floa
     return job_state
 
 
-def _rows_of(parameter: str, *columns: Any) -> Any:
-    """Many rows as one parameter, of JSON; the client would send them one by one."""
-    document = cast(bindparam(parameter, type_=Text()), JSON())
-    rows = func.json_to_recordset(document).table_valued(*columns)
-    return rows.render_derived(name=parameter, with_types=True)
-
-
 def _all() -> Any:
     held = HELD_BY_ME.cte("held")
     is_held = exists(select(held.c.state))
     same = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
     varies = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in same]
-    rows = select(_rows_of("scores", *varies), *same.values()).where(is_held)
-    written = _overwriting(postgresql.insert(Score).from_select([*(each.name for each in varies), *same], rows))
+    rows = select(rows_of("scores", *varies), *same.values()).where(is_held)
+    written = overwriting(postgresql.insert(Score).from_select([*(each.name for each in varies), *same], rows))
     settled = _SETTLE.where(is_held).returning(Item.image_id).cte("settled")
-    why = _rows_of("failures", column("image_id", RowId), column("reason", Text), column("message", Text))
+    why = rows_of("failures", column("image_id", RowId), column("reason", Text), column("message", Text))
     failed = (
         update(Item)
         .where(Item.job_id == bindparam("job"), Item.image_id == why.c.image_id, OPEN, is_held)

@@ -55,5 +55,5 @@ def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, 
 
 def every_score(engine: Engine, scorer_id: int) -> Iterator[tuple[str, float]]:
     """URI and score of the current version of every photo that the scorer has scored."""
-    for row in pages.rows(engine, Wanted(), scorer_id):
-        yield row.uri, row.score
+    for page in pages.of_scorer(engine, Wanted(), scorer_id):
+        yield from ((row.uri, row.score) for row in page)

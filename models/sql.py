@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Dialect, Float, Text, TypeDecorator
+from sqlalchemy import ARRAY, JSON, BigInteger, Dialect, Float, Text, TypeDecorator, bindparam, cast, func
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -58,3 +58,17 @@ def _one_of_sqlite(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
 def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
     column, ids = map(compiler.process, element.clauses)
     return f"{column} = ANY ({ids})"
+
+
+def rows_of(parameter: str, *columns: Any) -> Any:
+    """Many rows as one parameter, of JSON, for PostgreSQL; its client would send them one by one."""
+    document = cast(bindparam(parameter, type_=Text()), JSON())
+    rows = func.json_to_recordset(document).table_valued(*columns)
+    return rows.render_derived(name=parameter, with_types=True)
+
+
+def overwriting(insert: Any) -> Any:
+    """An insert of either dialect that takes the place of what has the same key."""
+    keys = [each.name for each in insert.table.primary_key]
+    changed = {each.name: insert.excluded[each.name] for each in insert.table.columns if each.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)

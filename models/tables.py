@@ -107,7 +107,7 @@ class Job(Base):
     rescore: Mapped[bool]
     priority: Mapped[int]  # higher goes first
     max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failures that are no failure of the job
-    skipped: Mapped[int] = mapped_column(BigInteger)  # images listed that had their score
+    skipped: Mapped[int] = mapped_column(BigInteger)  # images listed of which all was known that the job wants
     skipped_failed: Mapped[int] = mapped_column(BigInteger)  # images listed that failed before by their own fault
     lister: Mapped[str | None] = mapped_column(Text)  # the process that lists its sources
     lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
@@ -115,6 +115,34 @@ class Job(Base):
     listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
     served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk of it was last sent
     finished_at: Mapped[datetime | None] = mapped_column(Utc)
+    ask_below: Mapped[float | None] = mapped_column(Float(53))  # asks about images whose score is under it, or all
+
+
+class QuestionRow(Base):
+    """A question; what its answer does not depend on, its name, is the one under which it was asked last."""
+
+    __tablename__ = "questions"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(Text)
+    choices: Mapped[str] = mapped_column(Text)  # a list in JSON, empty when there are none
+    generation: Mapped[str] = mapped_column(Text)  # see models.questions
+    max_new_tokens: Mapped[int]
+
+    __table_args__ = (UniqueConstraint("text", "choices", "generation"),)
+
+
+class JobQuestion(Base):
+    """A question that a job asks; gone with its job."""
+
+    __tablename__ = "job_questions"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    question_id: Mapped[int] = mapped_column(ForeignKey("questions.id"), primary_key=True)
+    position: Mapped[int]
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
 
 class Chunk(Base):
@@ -211,6 +239,27 @@ class Score(Base):
         Index(None, "scorer_id", "score", "image_id"),
         Index(None, "job_id", "score", "image_id"),
         Index(None, "scorer_id", "scored_at", "image_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+
+class AnswerRow(Base):
+    """The answer to one question about one image by one scorer. Without foreign keys, as scores are."""
+
+    __tablename__ = "answers"
+
+    image_id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    scorer_id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    question_id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
+    cut: Mapped[bool]  # it had not ended when its tokens ran out
+    probabilities: Mapped[str | None] = mapped_column(Text)  # of the choices, a list in JSON
+    dtype: Mapped[str] = mapped_column(Text)  # the precision it was computed in
+    job_id: Mapped[int] = mapped_column(RowId)  # the job that asked
+    answered_at: Mapped[datetime] = mapped_column(Utc)
+
+    __table_args__ = (
+        Index(None, "job_id", "question_id", "image_id"),
         {"sqlite_with_rowid": False},
     )
 

@@ -1,14 +1,14 @@
 """Every command of qsit: it talks, parses and prints."""
 
 import contextlib
+import io
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -16,22 +16,19 @@ from sqlalchemy import Engine
 
 from models import db, jobs, queries
 from models.claims import Lane
-from models.db import storable
 from models.errors import UsageError
 from models.patience import insist
 from models.queries import Progress
 from models.states import JobState
-from producer import report, steer
+from producer import exports, questions, report, steer, submission
 from producer import status as job_status
 from producer.evaluate import evaluate
 from producer.exits import OK, exit_status
 from producer.interrupts import Interrupted
-from producer.submit import Request, opened
+from producer.submit import opened
 from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from worker import COMMAND, SAFE_PATH, settings
-from worker.settings import Settings
-
-F = TypeVar("F", bound=Callable[..., Any])
+from worker.questions import READY
 
 
 def _talk(line: str) -> None:
@@ -44,58 +41,14 @@ def cli() -> None:
     """Score the technical quality of whole photo libraries with Q-SiT."""
 
 
-def _max_failed(_: object, __: object, value: str) -> str:
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
-        raise click.BadParameter("write a number of photos (10) or a share (2%)")
-    return value
-
-
-def _name(_: object, __: object, value: str | None) -> str | None:
-    if value is not None and storable(value) != value:
-        raise click.BadParameter("it has bytes that are no text")
-    if value == "":
-        raise click.BadParameter("it is empty")
-    if value is not None and value.isdecimal():
-        raise click.BadParameter(f"it would be taken for a job's number; write, say, job-{value}")
-    return value
-
-
-def _submission(command: F) -> F:
-    """The arguments that `score` and `submit` share."""
-    for decorate in reversed((
-        click.argument("sources", nargs=-1, metavar="SOURCE..."),
-        click.option("--name", callback=_name,
-                     help="A name of your own for the job; the same name again returns that job."),
-        click.option("--model", help="Hub id, folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]"),
-        click.option("--revision", help="Commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"),
-        click.option("--ask", "questions", multiple=True, metavar="TEXT", help="A question about photos (not yet)."),
-        click.option("--rescore", is_flag=True, help="Score again what has a score."),
-        click.option("--as-stored", is_flag=True, help="Take the pixels as the file has them: not turned, no profile."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders so named."),
-        click.option("--files-from", metavar="FILE|-", help="A list of files and folders, one a line."),
-        click.option("--column", metavar="NAME", help="The list is CSV or TSV; the column with the paths."),
-        click.option("-0", "null_separated", is_flag=True, help="The list is separated by NUL bytes."),
-        click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, show_default=True,
-                     help="Higher goes first."),
-        click.option("--max-failed", default="0", show_default=True, metavar="N|P%", callback=_max_failed,
-                     help="Failed photos that are no failure of the job."),
-    )):  # fmt: skip
-        command = decorate(command)
-    return command
-
-
-def _request(chosen: Settings, questions: tuple[str, ...], **options: Any) -> Request:
-    if questions:
-        raise UsageError("--ask is not there yet: this version scores, and does not answer questions")
-    options["model"] = options["model"] or chosen.model
-    if options["revision"] is None and options["model"] == chosen.model:
-        options["revision"] = chosen.revision
-    return Request(**options)
+_scale = click.option("--scale", type=click.Choice(list(report.SCALES)), default="0-1", show_default=True,
+                      help="Of the scores that people read; JSON has 0..1.")  # fmt: skip
 
 
 @cli.command()
-@_submission
-def score(**options: Any) -> int:
+@submission.arguments
+@_scale
+def score(scale: str, **options: Any) -> int:
     """Score photos here and now: lists SOURCE (folders and files), works, and ends with a summary.
 
     Starts a queue and a worker of its own, unless QSIT_BROKER_URL names a Redis whose workers do it.
@@ -103,11 +56,11 @@ def score(**options: Any) -> int:
     from producer.score import score as run_score
 
     chosen = settings.load()
-    return run_score(chosen, _request(chosen, **options), Console(stderr=True))
+    return run_score(chosen, submission.request(chosen, **options), Console(stderr=True), scale)
 
 
 @cli.command()
-@_submission
+@submission.arguments
 @click.option("--wait", "waits", is_flag=True, help="Wait until the job is finished, as `qsit wait` does.")
 def submit(waits: bool, **options: Any) -> int:
     """Enqueue photos for the workers; prints the job's id."""
@@ -115,10 +68,11 @@ def submit(waits: bool, **options: Any) -> int:
     from worker.app import app
 
     chosen = settings.load()
+    request = submission.request(chosen, **options)
     engine = db.ready(chosen.database_url)
     dispatch.check_broker(app)
     teller = Teller(Console(stderr=True))
-    with opened(engine, _request(chosen, **options), teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
+    with opened(engine, request, teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = Lane(job.model, job.revision)
         top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
@@ -145,6 +99,18 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
     if roots:
         os.environ["QSIT_ROOTS"] = json.dumps([sources.full_name(root) for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
+
+
+@cli.command("questions")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def ready_questions(form: str) -> int:
+    """List the ready questions that --ask takes by name; of their choices the last is the best."""
+    ready = list(READY.values())
+    if form == "json":
+        click.echo(json.dumps([questions.record(question) for question in ready]))
+    else:
+        click.echo("\n".join(questions.lines(ready)))
+    return OK
 
 
 @cli.command()
@@ -206,7 +172,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
     engine = db.ready(settings.load().database_url)
-    report.write_failures(queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    exports.write_failures(queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
 
@@ -219,9 +185,8 @@ def failures(job: str | None, form: str) -> int:
 @click.option("--sort", type=click.Choice(["score", "-score", "uri", "-scored_at"]), default="score", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
 @click.option("--all-versions", is_flag=True, help="Also scores of photos that have changed since.")
-@click.option("--answers", is_flag=True, help="With the answers to questions (not yet).")
-@click.option("--scale", type=click.Choice(list(report.SCALES)), default="0-1", show_default=True,
-              help="Of the scores in tables and CSV; JSON has 0..1.")  # fmt: skip
+@click.option("--answers", is_flag=True, help="With the answers to questions.")
+@_scale
 @click.option(
     "--format", "form", type=click.Choice(["table", "jsonl", "csv", "paths"]), default="table", show_default=True
 )
@@ -233,8 +198,6 @@ def results(
     """Query scores: the worst first, of the current version of each photo."""
     from worker import checkpoint, sources
 
-    if answers:
-        raise UsageError("--answers is not there yet: this version scores, and does not answer questions")
     engine = db.ready(settings.load().database_url)
     if under is not None:
         under = sources.prefix_of(under)
@@ -242,10 +205,17 @@ def results(
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else checkpoint.full_name(model),
         under=under,
+        answers=answers and form != "paths",
         **options,
     )
+    names: list[str] | None = None
+    if wanted.answers:
+        names = queries.question_names(engine, wanted) if form == "csv" else []
+        if output is None and isinstance(sys.stdout, io.TextIOWrapper):
+            # the locale may not have the letters of every language
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with _opened_output(output) as file:
-        demo = report.write_results(queries.results(engine, wanted), form, scale, file)
+        demo = exports.write_results(queries.results(engine, wanted), form, scale, file, names)
     if demo:
         _talk(f"note: {report.DEMO_NOTE}")
     return OK

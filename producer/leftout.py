@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from producer.report import count
+from producer.report import count, in_one_line
 
 SHOWN = 3
 """Names told for each reason."""
@@ -33,5 +33,5 @@ class LeftOut:
         """A line for each reason that there is, with the first few names."""
         for reason, names in self._names.items():
             if names:
-                shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+                shown = ", ".join(map(in_one_line, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
                 yield f"{count(len(names), self._noun)} left out, {self._reasons[reason]}: {shown}"

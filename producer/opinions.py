@@ -85,7 +85,7 @@ def _score(chosen: Settings, places: Iterable[Place], model: str, revision: str,
         request = Request(
             files_from=file.name, null_separated=True, model=model, revision=revision, as_stored=as_stored
         )
-        return score(chosen, request, Console(stderr=True)) in (OK, HAS_FAILURES)
+        return score(chosen, request, Console(stderr=True), "0-1") in (OK, HAS_FAILURES)
 
 
 def _source(place: Place) -> str | None:

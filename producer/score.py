@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -26,7 +27,7 @@ SHOWN = 3
 """Worst and best photos in the summary."""
 
 
-def score(chosen: Settings, request: Request, console: Console) -> int:
+def score(chosen: Settings, request: Request, console: Console, scale: str) -> int:
     """
     Score the photos of a request, and tell how it went. Returns the exit status.
 
@@ -48,7 +49,7 @@ def score(chosen: Settings, request: Request, console: Console) -> int:
             _say_how_to_go_on(engine, lister, console)
             raise
     seconds = time.monotonic() - began
-    for line in _summary(engine, chosen, progress, progress.scored - scored_before, seconds):
+    for line in _summary(engine, chosen, progress, progress.scored - scored_before, seconds, scale):
         _say(console, line)
     return exit_status(progress)
 
@@ -134,13 +135,19 @@ def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
 
 
-def _summary(engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float) -> Iterator[str]:
-    best = list(queries.results(engine, Wanted(job=progress.job, sort="-score", limit=SHOWN)))
-    worst = list(queries.results(engine, Wanted(job=progress.job, sort="score", limit=SHOWN)))
+def _summary(
+    engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float, scale: str
+) -> Iterator[str]:
+    of_job = Wanted(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
+    best = list(queries.results(engine, replace(of_job, sort="-score")))
+    worst = list(queries.results(engine, replace(of_job, sort="score")))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
     reasons = queries.failures_by_reason(engine, progress.job)
+    answers = queries.answers_given(engine, progress.job) if progress.asks else 0
     database = db.shown(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
-    return report.summary(progress, scored_now, seconds, worst, best, reasons, database, command)
+    return report.summary(
+        progress, scored_now, seconds, worst, best, reasons, database, command, scale=scale, answers=answers
+    )

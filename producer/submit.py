@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 
@@ -14,6 +14,7 @@ from models import jobs
 from models.errors import DatabaseUnavailable, SourceError, UsageError
 from models.jobs import JobSpec, OpenedJob
 from models.patience import Away, insist
+from models.questions import Question
 from producer.lists import ListFile, opened_list
 from producer.report import count
 from worker import checkpoint
@@ -41,6 +42,8 @@ class Request:
     as_stored: bool = False
     priority: int = 0
     max_failed: str = "0"
+    questions: tuple[Question, ...] = ()
+    ask_below: float | None = None  # asks about photos that score less, or about all
 
 
 @contextmanager
@@ -80,6 +83,8 @@ def opened(
             priority=request.priority,
             max_failed=request.max_failed,
             private=private,
+            questions=request.questions,
+            ask_below=request.ask_below,
         )
         yield Lister(engine, request, jobs.open_job(engine, spec), listing, list_file, away)
 
@@ -165,7 +170,7 @@ def _key(request: Request, model: str, list_file: ListFile | None) -> str:
     if list_file is not None:
         with list_file.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-    asked: dict[str, str | bool | Sequence[str] | None] = {
+    asked: dict[str, object] = {
         "sources": [full_name(source) for source in request.sources],
         "list": content,
         "column": request.column,
@@ -175,4 +180,7 @@ def _key(request: Request, model: str, list_file: ListFile | None) -> str:
         "as_stored": request.as_stored,
         "rescore": request.rescore,
     }
+    if request.questions:  # without any, the key is the one that earlier versions made
+        asked["questions"] = [asdict(question) for question in sorted(request.questions, key=lambda each: each.name)]
+        asked["ask_below"] = request.ask_below
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode(errors="surrogateescape")).hexdigest()

@@ -267,9 +267,10 @@ def state_of(engine: Engine) -> str:
 
 
 def watch_for_twice(engine: Engine) -> None:
-    """Have the database itself note every score that is written over, and every item that is settled again."""
+    """Have the database itself note each score or answer that is written over, and each item that is settled again."""
     tables = {
         "scores": ("UPDATE", "true"),
+        "answers": ("UPDATE", "true"),
         "items": ("UPDATE OF state", "OLD.state <> 'queued'"),
     }
     with db.writing(engine) as connection:

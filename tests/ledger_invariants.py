@@ -10,13 +10,13 @@ from models import queries
 from models.db import reading
 from models.ledger import LOSSES_TO_CRASHED
 from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
-from models.tables import Chunk, Image, Item, Job, Score
+from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score
 
 HELD = (ChunkState.SENT, ChunkState.LEASED)
 ENDED = (JobState.FINISHED, JobState.CANCELLED)
 
 
-_EVERYTHING = [select(*table.__table__.columns) for table in (Job, Chunk, Item, Score, Image)]
+_EVERYTHING = [select(*table.__table__.columns) for table in (Job, Chunk, Item, Score, Image, AnswerRow, QuestionRow)]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Snapshot:
     items: dict[tuple[int, int], Any]  # by job and image
     scores: dict[tuple[int, int], Any]  # by image and scorer
     images: dict[int, Any]
+    answers: dict[tuple[int, int, int], Any]  # by image, scorer and question
+    questions: dict[int, Any]
 
     def of_chunk(self, chunk_id: int, state: ItemState | None = None) -> list[Any]:
         """The items of a chunk that are there, of one state or of all."""
@@ -41,13 +43,16 @@ class Snapshot:
 
 def snapshot(engine: Engine) -> Snapshot:
     with reading(engine) as connection:
-        jobs, chunks, items, scores, images = (connection.execute(statement).all() for statement in _EVERYTHING)
+        tables = [connection.execute(statement).all() for statement in _EVERYTHING]
+    jobs, chunks, items, scores, images, answers, questions = tables
     return Snapshot(
         {row.id: row for row in jobs},
         {row.id: row for row in chunks},
         {(row.job_id, row.image_id): row for row in items},
         {(row.image_id, row.scorer_id): row for row in scores},
         {row.id: row for row in images},
+        {(row.image_id, row.scorer_id, row.question_id): row for row in answers},
+        {row.id: row for row in questions},
     )
 
 
@@ -121,6 +126,13 @@ def what_is_scored_has_its_score(now: Snapshot) -> None:
                 assert (image.id, scorer_id) in now.scores, item
 
 
+def what_is_answered_has_its_score(now: Snapshot) -> None:
+    """Of the same image by the same scorer, and the question is there."""
+    for image_id, scorer_id, question_id in now.answers:
+        assert (image_id, scorer_id) in now.scores
+        assert question_id in now.questions
+
+
 def what_failed_says_why_and_nothing_else_does(now: Snapshot) -> None:
     """It is crashed exactly when so many workers died while it ran alone."""
     for item in now.items.values():
@@ -155,6 +167,7 @@ INVARIANTS = (
     a_finished_job_is_listed_and_done,
     only_finished_and_cancelled_jobs_have_cancelled_or_pruned_items,
     what_is_scored_has_its_score,
+    what_is_answered_has_its_score,
     what_failed_says_why_and_nothing_else_does,
     items_are_in_flight_only_while_a_worker_has_them,
     at_most_one_version_of_a_photo_is_current,

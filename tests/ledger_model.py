@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from models.claims import Claim, Failed, Known, Scored
+from models.claims import Claim, Failed, Findings, Known, Scored
 from models.jobs import Added
 from models.ledger import LOSSES_TO_CRASHED
 from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
@@ -19,6 +19,8 @@ from tests.test_jobs import Photo
 class JobModel:
     scorer_id: int
     rescore: bool
+    questions: tuple[str, ...] = ()  # their names
+    ask_below: float | None = None
     state: JobState = JobState.ACTIVE
     is_listed: bool = False
     is_being_listed: bool = False
@@ -66,6 +68,7 @@ class Model:
         self.jobs: dict[int, JobModel] = {}
         self.items: dict[tuple[int, int], ItemModel] = {}  # by job and image
         self.scores: dict[tuple[Photo, int], tuple[float, int]] = {}  # by image and scorer: the score, the job
+        self.answers: dict[tuple[Photo, int, str], tuple[str, int]] = {}  # and by question: the text, the job
         self.current: dict[str, str] = {}  # versions by URI
         self.sizes: dict[int, int] = {}
         self.held: dict[str, Holding] = {}  # by token
@@ -83,12 +86,30 @@ class Model:
             return bool(versions)
         return bool(versions & {photo.version, UNKNOWN_VERSION})
 
+    def needs_nothing(self, job: JobModel, photo: Photo) -> bool:
+        """Whether a job that does not rescore has nothing to do about an image."""
+        if (photo, job.scorer_id) not in self.scores:
+            return False
+        score, _ = self.scores[photo, job.scorer_id]
+        is_good = job.ask_below is not None and score >= job.ask_below
+        return is_good or all((photo, job.scorer_id, name) in self.answers for name in job.questions)
+
+    def findings(self, claim: Claim, photo: Photo) -> Findings:
+        """What a claim has to say about an image."""
+        score = self.scores.get((photo, claim.scorer_id))
+        answered = {
+            question_id
+            for question_id, question in claim.questions.items()
+            if (photo, claim.scorer_id, question.name) in self.answers
+        }
+        return Findings(score and score[0], frozenset(answered))
+
     def list(self, job_id: int, photos: Sequence[Photo], added: Added) -> set[Photo]:
         """Images are listed into a job, with the result that it said. Returns those that are to become items."""
         job = self.jobs[job_id]
         new = [photo for photo in photos if not self.is_in_job(job_id, photo)]
         may_skip = [photo for photo in new if not job.rescore and photo.version != UNKNOWN_VERSION]
-        skipped = {photo for photo in may_skip if (photo, job.scorer_id) in self.scores}
+        skipped = {photo for photo in may_skip if self.needs_nothing(job, photo)}
         condemned = {
             item.photo for key, item in self.items.items()
             if item.state == ItemState.FAILED and item.reason not in PASSING_REASONS
@@ -113,14 +134,18 @@ class Model:
         self.sizes |= {chunk.id: chunk.size for chunk in now.of_job(job_id) if chunk.id not in self.sizes}
 
     def claim(self, claim: Claim, owner: str) -> Holding:
-        """A worker has a chunk; what another job has scored meanwhile is settled."""
+        """A worker has a chunk; what another job has scored and asked meanwhile is settled."""
+        job = self.jobs[claim.job_id]
+        assert [question.name for question in claim.questions.values()] == list(job.questions)
+        assert claim.ask_below == job.ask_below
         for _, item in self.of_chunk(claim.chunk_id):
-            if (item.photo, claim.scorer_id) in self.scores and not claim.rescore:
+            if self.needs_nothing(job, item.photo) and not claim.rescore:
                 self._settle(item, ItemState.SCORED)
         left = sorted(self.of_chunk(claim.chunk_id))
         assert [item.image_id for item in claim.items] == [image_id for image_id, _ in left]
         assert [Photo(item.uri, item.version) for item in claim.items] == [item.photo for _, item in left]
         assert [item.suspect for item in claim.items] == [item.is_suspect for _, item in left]
+        assert [item.found for item in claim.items] == [self.findings(claim, item.photo) for _, item in left]
         suspects = [image_id for image_id, item in left if item.is_suspect]
         others = [image_id for image_id, item in left if not item.is_suspect]
         holding = self.held[claim.token] = Holding(claim, owner, others, suspects)
@@ -139,6 +164,9 @@ class Model:
                 self.current[photo.uri] = photo.version
             if isinstance(result, Scored):
                 self.scores[photo, claim.scorer_id] = (result.score, claim.job_id)
+            for question_id, answer in result.answers.items():
+                name = claim.questions[question_id].name
+                self.answers[photo, claim.scorer_id, name] = (answer.text, claim.job_id)
             self._settle(item, ItemState.SCORED)
 
     def _settle(self, item: ItemModel, state: ItemState, reason: Reason | None = None) -> None:
@@ -227,6 +255,10 @@ class Model:
         assert {
             (photos[image_id], scorer_id): (row.score, row.job_id) for (image_id, scorer_id), row in now.scores.items()
         } == self.scores, "a score was not recorded under a valid lease, or is gone"
+        assert {
+            (photos[image_id], scorer_id, now.questions[question_id].name): (row.text, row.job_id)
+            for (image_id, scorer_id, question_id), row in now.answers.items()
+        } == self.answers, "an answer was not recorded under a valid lease, or is gone"
         assert {image.uri: image.version for image in now.images.values() if image.current} == self.current
         assert {chunk.token for chunk in now.chunks.values() if chunk.token is not None} == set(self.held)
         for job_id, job in self.jobs.items():

@@ -74,10 +74,17 @@ class QSit:
     def look(
         self, images: Sequence[Prepared], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
     ) -> list[tuple[Score, list[Answer]]]:
-        """The answer to a question is its text and the score."""
+        """The answer to a question is its text and the score, or its first choice."""
+
+        def answer(question: Question, score: Score) -> Answer:
+            if question.choices:
+                rest = [0.0] * (len(question.choices) - 1)
+                return Answer(question.choices[0], probabilities=(1.0, *rest))
+            return Answer(f"{question.text} {score.value:.4f}")
+
         scores = self.score(images)
         return [
-            (score, [Answer(f"{questions[number].text} {score.value:.4f}") for number in asks(place, score)])
+            (score, [answer(questions[number], score) for number in asks(place, score)])
             for place, score in enumerate(scores)
         ]
 

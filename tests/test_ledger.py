@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, guards, jobs, ledger, queries, results
-from models.claims import Claim, Failed, Known, Lane, Scored
+from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import reading, writing
 from models.errors import LeaseLost
 from models.sql import now_s
@@ -406,9 +406,9 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
 
     scored = replace(good(first.image_id), version="v1")
     ledger.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
-    assert results.has_score(engine, first.uri, "v1", claim.scorer_id)
-    assert not results.has_score(engine, first.uri, "v2", claim.scorer_id)
-    assert not results.has_score(engine, second.uri, "v1", claim.scorer_id)
+    assert results.findings(engine, first.uri, "v1", claim) == Findings(scored.score)
+    assert results.findings(engine, first.uri, "v2", claim) == Findings()
+    assert results.findings(engine, second.uri, "v1", claim) == Findings()
     ledger.record(engine, claim, [Known(second.image_id, "v2")], 60)
     ledger.hand_back(engine, claim)
 

@@ -25,12 +25,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Engine, delete, update
 
 from models import backlog, fleet, jobs, ledger, register, steering
-from models.claims import Failed, Known, Lane, Scored
+from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import writing
 from models.errors import LeaseLost, UsageError
 from models.jobs import JobSpec
+from models.questions import Answer, Question
 from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
-from models.tables import Chunk, Image, Item, Job, Score, Scorer, Worker
+from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score, Scorer, Worker
 from tests import ledger_invariants
 from tests.ledger_invariants import ENDED, HELD, Snapshot
 from tests.ledger_model import Holding, JobModel, Model
@@ -46,7 +47,11 @@ MOST_JOBS = 4
 EXAMPLES = {"sqlite": 40, "postgresql": 12}
 
 REASONS = (Reason.CORRUPT, Reason.MISSING, Reason.TIMEOUT)
-TABLES = (Score, Item, Chunk, Job, Scorer, Image, Worker)
+TABLES = (AnswerRow, Score, Item, Chunk, Job, QuestionRow, Scorer, Image, Worker)
+SHARP, WHY = Question("sharpness", "How sharp is it?", ("low", "high")), Question("overall", "How is it, and why?")
+ASKED = ((), (), (SHARP,), (WHY, SHARP))
+ASK_BELOW = 10 / 1_000_000
+"""Of the scores given here, the first nine are under it."""
 VERSIONS = ("1", "1", "2", UNKNOWN_VERSION)
 
 Result = Scored | Known | Failed
@@ -123,6 +128,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.hands: list[Holding | None] = [None] * WORKERS
         self.ghosts: list[Holding] = []  # claims of workers that lost their lease, died or fell silent
         self.next_score = (number / 1_000_000 for number in itertools.count(1))
+        self.next_answer = (f"answer {number}" for number in itertools.count(1))
         with writing(engine) as connection:
             for table in TABLES:
                 connection.execute(delete(table))
@@ -171,25 +177,33 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- jobs are opened and listed
 
-    @initialize(photos=photos, rescore=rarely, end=st.booleans())
-    def begin(self, photos: list[Photo], rescore: bool, end: bool) -> None:
-        self.open_a_job(photos, rescore, 0, 0, 0)
+    @initialize(photos=photos, rescore=rarely, end=st.booleans(), asks=st.integers(0, 3))
+    def begin(self, photos: list[Photo], rescore: bool, end: bool, asks: int) -> None:
+        self.open_a_job(photos, rescore, 0, 0, 0, asks, False)
         if end:
             self.end_a_listing(0, False)
 
-    @rule(photos=photos, rescore=rarely, priority=st.integers(0, 2), procedure=st.integers(0, 3), key=st.integers(0, 2))
-    def open_a_job(self, photos: list[Photo], rescore: bool, priority: int, procedure: int, key: int) -> None:
+    @rule(
+        photos=photos, rescore=rarely, priority=st.integers(0, 2), procedure=st.integers(0, 3), key=st.integers(0, 2),
+        asks=st.integers(0, 3), below=st.booleans(),
+    )  # fmt: skip
+    def open_a_job(
+        self, photos: list[Photo], rescore: bool, priority: int, procedure: int, key: int, asks: int, below: bool
+    ) -> None:
         if len(self.model.jobs) >= MOST_JOBS:
             return
         spec = JobSpec(
-            key=f"k{key}", name=None, model=LANE.model, revision=LANE.revision,
+            key=f"k{key} {ASKED[asks]} {below}", name=None, model=LANE.model, revision=LANE.revision,
             procedure=f"procedure {procedure // 3}", rescore=rescore, priority=priority,
+            questions=ASKED[asks], ask_below=ASK_BELOW if below else None,
         )  # fmt: skip
         opened = jobs.open_job(self.engine, spec)
         assert opened.is_new == (opened.id not in self.model.jobs)
         self.look("open")
         if opened.is_new:
-            self.model.jobs[opened.id] = JobModel(self.now.jobs[opened.id].scorer_id, rescore)
+            names = tuple(question.name for question in ASKED[asks])
+            scorer_id = self.now.jobs[opened.id].scorer_id
+            self.model.jobs[opened.id] = JobModel(scorer_id, rescore, names, spec.ask_below)
         else:
             assert self.model.jobs[opened.id].state not in ENDED
         self.check()
@@ -535,18 +549,29 @@ class LedgerMachine(RuleBasedStateMachine):
     def result(self, holding: Holding, image_id: int, outcome: str | Reason) -> Result:
         if isinstance(outcome, Reason):
             return Failed(image_id, outcome, "broken")
-        photo, version = self.model.items[holding.claim.job_id, image_id].photo, None
+        claim = holding.claim
+        photo, version = self.model.items[claim.job_id, image_id].photo, None
+        found = next(item.found for item in claim.items if item.image_id == image_id)
         if photo.version == UNKNOWN_VERSION:
             version = str(1 + int(photo.uri[-5]) % 2)
-            known = (Photo(photo.uri, version), holding.claim.scorer_id) in self.model.scores
-            if known and not holding.claim.rescore:
-                return Known(image_id, version)
-        return Scored(image_id, next(self.next_score), (0.0, 1.0, 2.0, 3.0, 4.0), "float32", version)
+            found = self.model.findings(claim, Photo(photo.uri, version))
+        if found.score is not None and not claim.rescore:
+            return Known(image_id, version, "float32", self.answers(claim, found.score, found))
+        score = next(self.next_score)
+        answers = self.answers(claim, score, found)
+        return Scored(image_id, score, (0.0, 1.0, 2.0, 3.0, 4.0), "float32", version, answers)
+
+    def answers(self, claim: Claim, score: float, found: Findings) -> dict[int, Answer]:
+        return {question_id: Answer(next(self.next_answer)) for question_id in claim.to_ask(score, found)}
 
     def record(self, holding: Holding, results: Sequence[Result]) -> None:
         goes_on = ledger.record(self.engine, holding.claim, results, LEASE_S)
         assert goes_on == (self.model.jobs[holding.claim.job_id].state == JobState.ACTIVE)
         self.model.record(holding, results)
+        for result in results:
+            if not isinstance(result, Failed) and result.answers:
+                seen["a question was answered"] += 1
+                seen["a scored photo was asked about"] += isinstance(result, Known)
         holding.last = list(results)
         self.look("record")
         self.check()
@@ -715,3 +740,5 @@ def test_no_order_of_operations_breaks_the_ledger(engine: Engine, monkeypatch: p
         hosts.kill_all()
     assert seen["a lease was lost"]
     assert seen["something ran alone"]
+    assert seen["a question was answered"]
+    assert seen["a scored photo was asked about"]

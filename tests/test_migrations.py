@@ -26,6 +26,9 @@ VIEWS = {
         "scored_at job"
     ),
     "qsit_failures": "uri version reason message model revision procedure job",
+    "qsit_answers": (
+        "uri version question text choices answer cut probabilities model revision procedure dtype answered_at job"
+    ),
     "qsit_backlog": "job name state model revision priority created_at waiting",
 }
 

@@ -13,7 +13,7 @@ from models import backlog, fleet, ledger, pages, queries
 from models.claims import Scored
 from models.db import writing
 from models.queries import Sort, Wanted
-from models.tables import Base, Image, Job, Score, Scorer
+from models.tables import AnswerRow, Base, Image, Job, QuestionRow, Score, Scorer
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 
@@ -79,7 +79,10 @@ SCORES = [0.0, 0.25, 0.5, 1.0]
 
 @st.composite
 def libraries(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Images of a few folders in some versions, each scored by some of three scorers; two models, four jobs."""
+    """
+    Images of a few folders in some versions, each scored by some of three scorers; two models, four jobs, which have
+    asked about some.
+    """
     versions: dict[str, list[bool]] = draw(
         st.dictionaries(
             st.builds(
@@ -95,6 +98,7 @@ def libraries(draw: st.DrawFn) -> list[dict[str, Any]]:
             "image_id": image_id, "uri": uri, "version": str(number), "current": current, "scorer_id": job % 3 + 1,
             "model": ["x", "y", "x"][job % 3], "job": job + 1, "score": draw(st.sampled_from(SCORES)),
             "scored_at": draw(st.sampled_from(MOMENTS)),
+            "asked_by": draw(st.lists(st.sampled_from([1, 4] if job % 3 == 0 else [job + 1]), max_size=2)),
         }
         for image_id, (uri, number, current) in enumerate(draw(st.permutations(images)), 1)
         for job in draw(st.sampled_from([[0], [3], [0, 1], [1, 2], [0, 1, 2], [3, 1]]))
@@ -111,16 +115,17 @@ wanteds = st.builds(
     all_versions=st.booleans(),
     sort=st.sampled_from(["score", "-score", "uri", "-scored_at"]),
     limit=st.sampled_from([None, 1, 5, 20]),
+    answers=st.booleans(),
 )
 
 
-def expected(library: list[dict[str, Any]], wanted: Wanted) -> list[tuple[int, int]]:
-    """What a plain filter and sort gives: image and scorer."""
+def expected(library: list[dict[str, Any]], wanted: Wanted) -> list[tuple[int, int, list[int]]]:
+    """What a plain filter and sort gives: image, scorer, and the jobs that got the answers."""
     rows = [
         row
         for row in library
         if (row["current"] or wanted.all_versions)
-        and wanted.job in (None, row["job"])
+        and wanted.job in (None, row["job"], *(row["asked_by"] if wanted.answers else []))
         and wanted.model in (None, row["model"])
         and row["uri"].startswith(wanted.under or "")
         and (wanted.least is None or row["score"] >= wanted.least)
@@ -128,7 +133,9 @@ def expected(library: list[dict[str, Any]], wanted: Wanted) -> list[tuple[int, i
     ]
     rows.sort(key=lambda row: (row["image_id"], row["scorer_id"]))
     rows.sort(key=lambda row: row[wanted.sort.removeprefix("-")], reverse=wanted.sort.startswith("-"))
-    return [(row["image_id"], row["scorer_id"]) for row in rows][: wanted.limit]
+    return [
+        (row["image_id"], row["scorer_id"], row["asked_by"] if wanted.answers else []) for row in rows[: wanted.limit]
+    ]
 
 
 def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
@@ -153,6 +160,19 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
         for row in library:
             columns = {column: row[column] for column in ("image_id", "scorer_id", "score", "scored_at")}
             connection.execute(insert(Score).values(**columns, **nothing, dtype="float32", job_id=row["job"]))
+        for number in (1, 2):
+            row = {"text": str(number), "choices": "[]", "generation": "g", "max_new_tokens": 1}
+            connection.execute(insert(QuestionRow).values(id=number, name="q", **row))
+        answers = [
+            {
+                "image_id": row["image_id"], "scorer_id": row["scorer_id"], "question_id": question, "text": "yes",
+                "cut": False, "dtype": "float32", "job_id": job, "answered_at": now,
+            }
+            for row in library
+            for question, job in enumerate(row["asked_by"], 1)
+        ]  # fmt: skip
+        if answers:
+            connection.execute(insert(AnswerRow), answers)
 
 
 @settings(
@@ -169,5 +189,8 @@ def test_results_are_those_of_a_plain_filter_and_sort(
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(pages, "PAGE", page)
             patched.setattr(pages, "EFFORT", data.draw(st.integers(1, 12)))
-            found = [(result.image_id, result.scorer_id) for result in queries.results(engine, wanted)]
+            found = [
+                (result.image_id, result.scorer_id, [each.job for each in result.answers])
+                for result in queries.results(engine, wanted)
+            ]
         assert found == expected(library, wanted), wanted

@@ -10,8 +10,11 @@ from sqlalchemy import Engine
 
 from models import db, queries
 from models.errors import DatabaseUnavailable, SourceError, UsageError
+from models.questions import Question
+from producer import questions, submit
 from producer.submit import Request, opened
 from tests.programs import make_photos
+from worker.questions import READY
 
 
 def gone(error: DatabaseUnavailable) -> None:
@@ -166,3 +169,64 @@ def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine:
 
     assert (progress.is_listed, progress.queued) == (True, 2)
     assert lister.listing.unreadable == ["1 photo: the URI is longer than 2,500 bytes"]
+
+
+KEY_BEFORE = "fb50b8c50e80657f51bd419cee395940cc15b3ce307ce103063c20165126e733"
+"""Made by the version that had no questions, of /photos with the model demo."""
+ASKING = Request(("/photos",), model="demo", questions=(READY["noise"], Question("Why?", "Why?")))
+
+
+def key_of(request: Request) -> str:
+    return submit._key(request, "demo", None)
+
+
+def test_a_command_without_questions_keeps_the_key_that_it_had() -> None:
+    assert key_of(Request(("/photos",), model="demo")) == KEY_BEFORE
+
+
+def test_the_order_of_questions_makes_no_other_job_and_anything_else_of_them_does() -> None:
+    noise, why = ASKING.questions
+    others = (
+        replace(ASKING, questions=()),
+        replace(ASKING, questions=(noise,)),
+        replace(ASKING, questions=(noise, replace(why, text="How?"))),
+        replace(ASKING, questions=(noise, replace(why, name="reason"))),
+        replace(ASKING, questions=(noise, replace(why, choices=("a", "b")))),
+        replace(ASKING, questions=(noise, replace(why, max_new_tokens=50))),
+        replace(ASKING, ask_below=0.5),
+        replace(ASKING, ask_below=0.0),
+    )
+
+    assert key_of(replace(ASKING, questions=(why, noise))) == key_of(ASKING)
+    assert len({key_of(request) for request in (ASKING, *others)}) == 1 + len(others)
+
+
+def test_the_same_command_finds_its_job_and_a_name_belongs_to_its_questions(engine: Engine, tmp_path: Path) -> None:
+    folder = str(make_photos(tmp_path / "photos", 2))
+    asking = replace(ASKING, sources=(folder,), ask_below=0.5)
+
+    job = job_of(engine, asking).job
+
+    assert job_of(engine, asking).job == job
+    assert job_of(engine, replace(asking, ask_below=0.6)).job != job
+    job_of(engine, replace(asking, name="night"))
+    with pytest.raises(UsageError, match="night exists with other sources or options"):
+        job_of(engine, replace(asking, name="night", questions=()))
+
+
+def test_a_job_knows_whether_it_asks(engine: Engine, tmp_path: Path) -> None:
+    folder = str(make_photos(tmp_path / "photos", 2))
+
+    assert job_of(engine, replace(ASKING, sources=(folder,))).asks
+    assert not job_of(engine, Request((folder,), model="demo")).asks
+
+
+def test_the_ledger_keeps_the_longest_question_that_can_be_asked(engine: Engine, tmp_path: Path) -> None:
+    folder = str(make_photos(tmp_path / "photos", 1))
+    text = "美" * 828 + "??"
+
+    asked = questions.wanted([text], None)
+
+    assert job_of(engine, Request((folder,), model="demo", questions=asked)).asks
+    with pytest.raises(UsageError, match="more than 2,500 bytes"):
+        questions.wanted([text + "?"], None)

@@ -109,17 +109,18 @@ class Process:
             threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
     def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> Ready | Known:
-        """Read, decode and cut one photo, unless it turns out to have its score. Raises ImageError or WorkerFault."""
+        """Read, decode and cut one photo, unless it turns out to need nothing. Raises ImageError or WorkerFault."""
         with self._reader.opened(item.uri, item.version) as photo:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
+            found = item.found
             if learnt is not None and not claim.rescore:
-                asked = partial(results.has_score, self.engine, item.uri, learnt, claim.scorer_id)
-                if self.insist(asked):
+                found = self.insist(partial(results.findings, self.engine, item.uri, learnt, claim))
+                if claim.is_settled(found):
                     return Known(item.image_id, learnt)
             data = photo.read()
         decoding()
         image = decode(data, max_pixels=self.settings.max_pixels, as_stored=claim.procedure == AS_STORED)
-        return Ready(self.model.prepare(image), learnt, item.found)
+        return Ready(self.model.prepare(image), learnt, found)
 
     def top_up(self) -> None:
         """Have what comes next sent, by the timer's thread: a Redis that hangs holds up no work."""

@@ -1,0 +1,56 @@
+"""Answers as they are shown beside a result."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, bindparam, select
+
+from models.db import reading
+from models.questions import Answer
+from models.sql import Ids, one_of
+from models.tables import AnswerRow, QuestionRow
+
+
+@dataclass(frozen=True)
+class Given:
+    """
+    An answer as it is queried.
+
+    name: what the question is called by now; question: its text; job: which asked it.
+    """
+
+    name: str
+    question: str
+    choices: tuple[str, ...]
+    answer: Answer
+    dtype: str
+    job: int
+    answered_at: datetime
+
+
+_GIVEN = (
+    select(
+        AnswerRow.image_id, QuestionRow.name, QuestionRow.text.label("question"), QuestionRow.choices, AnswerRow.text,
+        AnswerRow.cut, AnswerRow.probabilities, AnswerRow.dtype, AnswerRow.job_id, AnswerRow.answered_at,
+    )
+    .join(QuestionRow, QuestionRow.id == AnswerRow.question_id)
+    .where(one_of(AnswerRow.image_id, bindparam("ids", type_=Ids())), AnswerRow.scorer_id == bindparam("scorer"))
+    .order_by(AnswerRow.image_id, AnswerRow.question_id)
+)  # fmt: skip
+
+
+def given(engine: Engine, image_ids: Sequence[int], scorer_id: int) -> dict[int, tuple[Given, ...]]:
+    """The answers about images, by image, in the order of their questions' ids."""
+    with reading(engine) as connection:
+        rows = connection.execute(_GIVEN, {"ids": list(image_ids), "scorer": scorer_id}).all()
+    found = defaultdict[int, list[Given]](list)
+    for row in rows:
+        answer = Answer(row.text, row.cut, tuple(json.loads(row.probabilities or "[]")))
+        choices = tuple(json.loads(row.choices))
+        found[row.image_id].append(
+            Given(row.name, row.question, choices, answer, row.dtype, row.job_id, row.answered_at)
+        )
+    return {image_id: tuple(of_image) for image_id, of_image in found.items()}
