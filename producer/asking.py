@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.errors import CheckpointError, ImageError
+from models.errors import ImageError
 from models.questions import Answer, Question
 from models.states import Reason
 from producer.watch import PLAIN_LINES_S
@@ -86,8 +86,8 @@ def _answers(
         looks = model.look([image for _, image, _ in batch], questions, asks=lambda place, _: [place])
     except MemoryError as error:
         failure = ImageError(Reason.OUT_OF_MEMORY, str(error) or "the photo does not fit on the device")
-    except (ValueError, CheckpointError) as error:  # the latter of a question that holds the sign for an image
-        failure = ImageError(Reason.MODEL_ERROR, str(error))
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is of one of these photos or questions
+        failure = ImageError(Reason.MODEL_ERROR, " ".join(str(error).split()) or type(error).__name__)
     else:
         for (place, _, _), (_, answers) in zip(batch, looks, strict=True):
             yield place, answers[0]

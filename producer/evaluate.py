@@ -15,7 +15,7 @@ OF_QUESTIONS = ("device", "limit")
 
 
 @click.command()
-@click.argument("labels", required=False, metavar="LABELS")
+@click.argument("labels", required=False, metavar="[LABELS]")
 @click.option("--images", metavar="DIR", help="The folder or s3:// place of the photos.  [default: where LABELS is]")
 @click.option("--path-column", metavar="NAME", help="The column of LABELS that has the photos.")
 @click.option("--score-column", metavar="NAME", help="The column of LABELS that has the opinions.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def _ask(
         max_pixels=chosen.max_pixels,
         as_stored=as_stored,
     )
-    with asking.progress(console, len(there)) as show:
+    with warnings.catch_warnings(), asking.progress(console, len(there)) as show:
+        warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         for done, (place, answer) in enumerate(answers, start=1):
             item = there[place][0]
             if not isinstance(answer, ImageError):

@@ -1,5 +1,6 @@
 """The questions of LLVisionQA: reading, asking, counting; with the tiny model, and with one that fails."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from models.errors import CheckpointError, ImageError, SourceError
 from models.questions import Answer, Question
@@ -132,6 +134,8 @@ class Failing:
             raise MemoryError("no room")
         if "not finite" in texts:
             raise ValueError("the model gave no finite rating")
+        if "odd" in texts:
+            raise RuntimeError
         if "<image>" in texts:
             raise CheckpointError("a question holds the sign for an image")
         score = Score(0.5, (), ())
@@ -148,14 +152,15 @@ def ask(model: Failing, asked: list[tuple[Path, Question]], batch_tokens: int) -
 
 def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
-    texts = ["a", "b", "too large", "c", "not finite", "d", "<image>", "e"]
+    texts = ["a", "b", "too large", "c", "not finite", "d", "<image>", "e", "odd"]
     asked = [(PHOTOS / "cat.jpg", Question("", text)) for text in texts]
     asked[1:1] = [(tmp_path / "broken.jpg", Question("", "x")), (tmp_path / "gone.jpg", Question("", "x"))]
 
     found = ask(Failing(most=3), asked, batch_tokens=1000)
 
-    assert [found[place] for place in range(10)] == [
+    assert [found[place] for place in range(11)] == [
         "A", "not_an_image", "unreadable", "B", "out_of_memory", "C", "model_error", "D", "model_error", "E",
+        "model_error",
     ]  # fmt: skip
 
 
@@ -167,6 +172,18 @@ def test_batches_are_cut_by_tokens() -> None:
     assert ask(model := Failing(most=9), asked, batch_tokens=1) == {number: str(number) for number in range(7)}
     assert model.batches == [1] * 7
     assert ask(model := Failing(most=9), [], batch_tokens=1) == {}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_told(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(asking, "PLAIN_LINES_S", 0)
+    console = Console(file=(output := io.StringIO()), force_terminal=terminal, width=100)
+
+    with asking.progress(console, 2000) as show:
+        show(1)
+        show(1000)
+
+    assert ("1000/2000" if terminal else "1 of 2,000 asked\n1,000 of 2,000 asked") in output.getvalue()
 
 
 def briefly(item: Item) -> Question:
