@@ -10,7 +10,7 @@ from models.errors import UsageError
 from producer import published
 from worker import settings
 
-OF_LABELS = ("path_column", "score_column", "lower_is_better", "dataset", "revision", "job", "scores_first")
+OF_LABELS = ("path_column", "score_column", "lower_is_better", "dataset", "job", "scores_first")
 OF_QUESTIONS = ("device", "limit")
 
 

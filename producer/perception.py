@@ -30,8 +30,8 @@ FAILED = (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY)
 
 
 def evaluate_answers(
-    chosen: Settings, file: str, console: Console, *, images: str | None, model: str | None, device: str | None,
-    limit: int | None, as_stored: bool, form: str,
+    chosen: Settings, file: str, console: Console, *, images: str | None, model: str | None, revision: str | None,
+    device: str | None, limit: int | None, as_stored: bool, form: str,
 ) -> int:  # fmt: skip
     """
     Ask, and print the share of right answers; the exit status.
@@ -47,8 +47,10 @@ def evaluate_answers(
     there = [(item, path) for item in items if (path := _found(item, folder, left_out)) is not None]
     tally = Tally()
     name = checkpoint.full_name(model or chosen.model)
-    pinned = chosen.revision if model in (None, chosen.model) else None
-    revision = checkpoint.resolve(name, pinned) if there else pinned
+    if revision is None and model in (None, chosen.model):
+        revision = chosen.revision
+    if there:
+        revision = checkpoint.resolve(name, revision)
     if there and revision is not None:
         _ask(chosen, console, name, revision, device, there, tally, left_out, as_stored=as_stored)
     for line in (*left_out.lines(), *_notes(tally, name)):

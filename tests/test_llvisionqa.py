@@ -247,6 +247,7 @@ def test_the_tiny_model_is_asked_each_question_about_its_own_photo(
         ([ENTRY | {"img_path": "gone.jpg"}], [], 1, "1 question left out, the image is not there: gone.jpg"),
         ([ENTRY], ["--images", "s3://b"], 2, "photos in a folder"),
         ([ENTRY], ["--images", str(PHOTOS), "--device", "cuda:7"], 2, "--device cuda:7: found"),
+        ([ENTRY], ["--images", str(PHOTOS), "--revision", "other"], 1, "leave --revision out"),
         ([ENTRY], ["--images", str(PHOTOS), "--model", "/no/model"], 1, "there is no model folder /no/model"),
     ],
 )
