@@ -39,6 +39,11 @@ class Place:
     file: Path | None
     name: str
 
+    @property
+    def is_in_s3(self) -> bool:
+        """Whether it is where only a worker can tell that nothing is there."""
+        return bool(self.uris) and self.uris[0].startswith(SCHEME)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -148,7 +153,7 @@ def _join_by_name(
         elif found:
             left_out.add("ambiguous", label.path)
         else:
-            is_missing = place.file is None and not label.path.startswith(SCHEME)
+            is_missing = place.file is None and not place.is_in_s3
             left_out.add("missing" if is_missing else "not_scored", label.path)
     for uri, some in labels_of.items():
         if len({label.path for label in some}) > 1:

@@ -22,7 +22,6 @@ from producer.leftout import LeftOut
 from producer.report import DEMO_NOTE
 from worker import checkpoint
 from worker.procedure import AS_STORED, UPRIGHT
-from worker.s3 import SCHEME
 from worker.settings import Settings
 
 CLEARLY_NEGATIVE = -0.3
@@ -92,7 +91,7 @@ def _source(place: Place) -> str | None:
     """What is to be scored: the file that is there, or an object in S3, which only its worker may find missing."""
     if place.file is not None:
         return str(place.file)
-    return place.uris[0] if place.uris and place.uris[0].startswith(SCHEME) else None
+    return place.uris[0] if place.is_in_s3 else None
 
 
 def _scorers(

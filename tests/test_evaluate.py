@@ -14,6 +14,7 @@ from models import db
 from producer.program import run
 from tests import programs
 from tests.conftest import PHOTOS
+from tests.s3_servers import KEYS, NO_OTHERS, rclone
 from tests.test_joining import scored
 from worker.files import uri_of
 from worker.procedure import AS_STORED
@@ -247,6 +248,24 @@ def test_score_scores_what_is_missing_first(tmp_path: Path) -> None:
     assert json.loads(again.stdout) == found
     assert "4 skipped (have their score), 1 skipped (failed before, unchanged)" in again.stderr
     assert json.loads(programs.run(*arguments, database_url=url).stdout) == found
+
+
+def test_photos_in_s3_are_scored_and_evaluated(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    programs.make_photos(tmp_path / "s3" / "photos" / "koniq", 4)
+    labels = tmp_path / "labels.csv"
+    rows = [*(f"{place:05d}.png,{place}" for place in range(3)), "s3://photos/koniq/00003.png,3", "gone.png,3"]
+    labels.write_text("\n".join(["image,mos", *rows]))
+    with rclone(tmp_path / "s3", tmp_path / "log") as server:
+        variables = {**KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": server}
+        arguments = ["evaluate", str(labels), "--images", "s3://photos/koniq", "--score", "--model", "demo"]
+
+        done = programs.run(*arguments, "--format", "json", database_url=url, **variables)
+
+    found = json.loads(done.stdout)
+    assert found["n"] == 4
+    assert {reason: n for reason, n in found["left_out"].items() if n} == {"not_scored": 1}
+    assert "5 photos: 4 scored, 1 failed" in done.stderr
 
 
 def test_score_with_no_photo_there_scores_none(dataset: Path, capfd: pytest.CaptureFixture[str]) -> None:
