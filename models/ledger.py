@@ -100,7 +100,7 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
         rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": scorer_id}).all()
         answered = answers.answered(connection, [row[0] for row in rows], scorer_id, questions)
         items = [
-            ClaimedItem(image_id, uri, version, bool(suspect), Findings(score, answered.get(image_id, frozenset())))
+            ClaimedItem(image_id, uri, version, bool(suspect), _found(score, answered.get(image_id)))
             for image_id, uri, version, suspect, score in rows
         ]
         every = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items, questions, ask_below)
@@ -110,6 +110,15 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
         claimed = replace(every, items=[item for item in items if not every.is_settled(item.found)])
         results.write(connection, claimed, settled, lease_s)
     return claimed
+
+
+_NOTHING = Findings()
+
+
+def _found(score: float | None, answered: frozenset[int] | None) -> Findings:
+    if score is None and answered is None:
+        return _NOTHING  # most have nothing, and making another takes its time
+    return Findings(score, answered or frozenset())
 
 
 _START = update(Item).where(AMONG_THESE).values(risk=bindparam("new_risk"))

@@ -165,6 +165,17 @@ def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> No
     assert work(engine) == (0, 4)
 
 
+def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
+    first = listed(engine, photos(3), ASKING)
+    work(engine)
+    second = listed(engine, photos(4), replace(ASKING, key="second", questions=(SHARP,)))
+    none = listed(engine, photos(4), SPEC)
+    work(engine)
+
+    assert [queries.answers_given(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
+    assert [queries.progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
+
+
 def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
     listed(engine, photos(1), ASKING)
     work(engine)
