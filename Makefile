@@ -40,5 +40,5 @@ $(VENV)/worker: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test: $(VENV)/worker
-	$(PIP) --editable '.[worker,postgres,heif,test]'
+	$(PIP) --editable '.[worker,postgres,heif,evaluate,test]'
 	@touch $@

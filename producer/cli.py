@@ -22,6 +22,7 @@ from models.queries import Progress
 from models.states import JobState
 from producer import exports, questions, report, steer, submission
 from producer import status as job_status
+from producer.evaluate import evaluate
 from producer.exits import OK, exit_status
 from producer.interrupts import Interrupted
 from producer.submit import opened
@@ -232,7 +233,7 @@ def _opened_output(path: Path | None) -> Iterator[IO[str]]:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-for command in (steer.pause, steer.resume, steer.cancel, steer.retry, steer.prune, steer.recover):
+for command in (steer.pause, steer.resume, steer.cancel, steer.retry, steer.prune, steer.recover, evaluate):
     cli.add_command(command)
 
 
