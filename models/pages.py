@@ -150,11 +150,17 @@ def _page(wanted: Wanted, scorer_id: int, along: Along, behind: Position | None,
     gathers = along != wanted.along
     key: Any = {"score": Score.score, "uri": Image.uri, "scored_at": Score.scored_at}[wanted.along]
     found = select(*_columns(key, Score.image_id)).join(Image, Image.id == Score.image_id)
-    found = found.where(*_of_images(wanted, hide=along != "uri"), *_of_scores(wanted, scorer_id, hide=along != "score"))
+    beside: Any = None
+    if along == "job":
+        of_job = select(_of_job(wanted).subquery().c.image_id).distinct().subquery()
+        beside = of_job.c.image_id
+        found = found.join(of_job, beside == Score.image_id)
+    elif wanted.by_answers:
+        found = found.where(_is_of_job(wanted))
+    of_scores = _of_scores(wanted, scorer_id, hide=along != "score", beside=beside)
+    found = found.where(*_of_images(wanted, hide=along != "uri"), *of_scores)
     if along == "scored_at":
         found = found.where(Score.scorer_id == scorer_id)
-    if wanted.by_answers:
-        found = found.where(Score.image_id.in_(_of_job(wanted)) if along == "job" else _is_of_job(wanted))
     if end is not None:
         found = found.where(key >= end if wanted.sort.startswith("-") else key <= end)
     picked = _ordered(found, wanted, behind, hide=gathers).limit(size).subquery()
@@ -192,9 +198,9 @@ def _of_images(wanted: Wanted, *, hide: bool = False) -> list[ColumnElement[bool
     return conditions
 
 
-def _of_scores(wanted: Wanted, scorer_id: int, *, hide: bool = False) -> list[ColumnElement[bool]]:
+def _of_scores(wanted: Wanted, scorer_id: int, *, hide: bool = False, beside: Any = None) -> list[ColumnElement[bool]]:
     def column(plain: Any) -> Any:
-        return _hidden(plain) if hide else plain
+        return _hidden(plain, beside) if hide else plain
 
     # a job has one scorer, and an index of its own
     by_job = wanted.job is not None and not wanted.by_answers
@@ -219,9 +225,12 @@ def _is_of_job(wanted: Wanted) -> ColumnElement[bool]:
     return or_(_hidden(Score.job_id) == wanted.job, literal(wanted.job).in_(asked))
 
 
-def _hidden(column: Any) -> ColumnElement[Any]:
-    """The column's value, of which the planner knows no index."""
-    return func.coalesce(column, column)
+def _hidden(column: Any, beside: Any = None) -> ColumnElement[Any]:
+    """
+    The column's value, of which the planner knows no index. With another table's column beside it, nor can it read all
+    of the one table first, which it does when it takes it for small.
+    """
+    return func.coalesce(column, column if beside is None else beside)
 
 
 def _after_prefix(prefix: str) -> str:

@@ -1,6 +1,7 @@
 """The schema, the views, and what a program says to a database of another schema."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from models import backlog, db, fleet, ledger
 from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
 from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+from models.questions import Question
 from models.states import Reason
 from models.tables import Base
-from tests.test_jobs import LANE, listed, photos, score_all
+from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 VIEWS = {
     "qsit_scores": (
@@ -52,7 +54,7 @@ def test_upgrading_twice_changes_nothing(database_url: str) -> None:
 
 
 def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine) -> None:
-    listed(engine, photos(40))
+    listed(engine, photos(40), replace(SPEC, questions=(Question("overall", "How is it?"),), ask_below=0.5))
     score_all(engine, failing=(photos(1)[0].uri,))
     script = ScriptDirectory(str(Path(__file__).parent.parent / "migrations"))
 
