@@ -54,7 +54,9 @@ def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
     queries, keys, values = (
         part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in joint.chunk(3, dim=2)
     )
-    attended = _attend_by_head(queries, keys, values, scale=attention.scale)
+    if hidden.device.type == "cpu":
+        queries, keys, values = (part.contiguous() for part in (queries, keys, values))
+    attended = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
     hidden = attention.out_proj(attended.transpose(1, 2).flatten(2)).add_(hidden)
     inner = layer.mlp.fc1(layer.layer_norm2(hidden))
     is_exact = inner.device.type == "cpu" and inner.dtype is torch.float32
@@ -67,13 +69,6 @@ def _gelu(values: Tensor) -> Tensor:
     slope = 2 * math.sqrt(2 / math.pi)
     inner = (values * values).mul_(slope * 0.044715).add_(slope).mul_(values)
     return inner.sigmoid_().mul_(values)
-
-
-def _attend_by_head(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
-    """(n, heads, tokens, width of a head), of which a CPU reads each head faster when it lies in one piece."""
-    if queries.device.type == "cpu":
-        queries, keys, values = (part.contiguous() for part in (queries, keys, values))
-    return scaled_dot_product_attention(queries, keys, values, **options)
 
 
 Turns = tuple[Tensor, Tensor]
@@ -225,7 +220,7 @@ def _attend_to_rows(queries: Tensor, keys: Tensor, values: Tensor, packing: Pack
 
 def _attend_one(queries: Tensor, keys: Tensor, values: Tensor, scale: float, *, is_causal: bool) -> Tensor:
     queries, keys, values = (part.transpose(0, 1)[None] for part in (queries, keys, values))
-    attended = _attend_by_head(queries, keys, values, is_causal=is_causal, scale=scale, enable_gqa=True)
+    attended = scaled_dot_product_attention(queries, keys, values, is_causal=is_causal, scale=scale, enable_gqa=True)
     return attended[0].transpose(0, 1)
 
 
