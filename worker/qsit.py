@@ -5,13 +5,12 @@ tile size, pinpoints, mean and standard deviation from the checkpoint, so that n
 Qwen2.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from worker.prompts import Prompts
 from worker.questions import put
 from worker.tiles import Prepared, Tiling
 
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The most tokens of a batch; that of CUDA was not measured."""
@@ -157,8 +157,7 @@ class QSit:
         """
         if not images:
             return []
-        with self._one_pass():
-            return self._rated(images)
+        return self._in_one_pass(lambda: self._rated(images))
 
     def look(
         self,
@@ -181,19 +180,20 @@ class QSit:
             each if isinstance(each, Question) else Question(each, each, max_new_tokens=max_new_tokens)
             for each in questions
         ]
-        kept: Kept = []
-        with self._one_pass():
-            scores = self._rated(images, kept) if images else []
+
+        def rated_and_asked() -> list[tuple[Score, list[Answer]]]:
+            kept: Kept = []
+            scores = self._rated(images, kept)
             places = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
             return list(zip(scores, self._answers(images, kept, asked, places), strict=True))
 
-    @contextlib.contextmanager
-    def _one_pass(self) -> Iterator[None]:
-        """Nothing is kept for gradients; a device that is full is told of as such, when what filled it is gone."""
+        return self._in_one_pass(rated_and_asked) if images else []
+
+    def _in_one_pass(self, work: Callable[[], T]) -> T:
+        """What comes of work without gradients; a device that is full is told of when what filled it is gone."""
         try:
             with torch.inference_mode():
-                yield
-            return
+                return work()
         except torch.OutOfMemoryError as error:
             words = str(error).splitlines()[0]
         torch.cuda.empty_cache()  # by now the error is gone, and with it the frames that held the batch's memory
