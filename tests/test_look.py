@@ -15,7 +15,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 import worker.demo
 from models.questions import Answer, Question
-from worker import branches
+from worker import answering, branches
 from worker.procedure import Score
 from worker.prompts import Prompts
 from worker.qsit import QSit
@@ -244,6 +244,11 @@ def test_choices_have_the_likelihoods_that_transformers_gives_them(model: QSit, 
     assert answer.text == CHOICES.choices[shares.index(max(shares))]
     assert not answer.cut
     assert math.isclose(sum(answer.probabilities), 1, abs_tol=1e-9)
+
+
+def test_choices_without_a_finite_likelihood_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no finite answer"):
+        answering._best(CHOICES, [[-1.0, -2.0], [math.nan], [-3.0]])
 
 
 def test_the_ready_questions_are_answered(model: QSit, prepared: list[Prepared]) -> None:

@@ -1,7 +1,8 @@
 """How answers come about: what the model says to a question, greedily, or the likelihoods of its choices."""
 
-from collections import defaultdict
+import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -85,21 +86,21 @@ def likeliest(
         for part in (last[place : place + 1], hidden[row, : len(tokens)])
     ]
     targets = [token for _, _, tokens in replies for token in (*tokens, prompts.ends[0])]
-    of_tokens = _log_probabilities(torch.cat(states), torch.tensor(targets, device=last.device), head)
-    of_choice: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-    for (place, choice, _), part in zip(
-        replies, of_tokens.cpu().split([len(each) + 1 for *_, each in replies]), strict=True
-    ):
-        of_choice[place, choice].append(part.double().sum())
-    return [
-        _best(question, [torch.stack(of_choice[place, choice]).logsumexp(0) for choice in range(len(question.choices))])
-        for place, question in enumerate(asked)
-    ]
+    of_tokens = iter(_log_probabilities(torch.cat(states), torch.tensor(targets, device=last.device), head).tolist())
+    of_choices: list[list[list[float]]] = [[[] for _ in question.choices] for question in asked]
+    for place, choice, tokens in replies:
+        of_choices[place][choice].append(math.fsum(islice(of_tokens, len(tokens) + 1)))
+    return list(map(_best, asked, of_choices))
 
 
-def _best(question: Question, log_probabilities: Sequence[Tensor]) -> Answer:
-    shares = torch.stack(list(log_probabilities)).softmax(0)
-    return Answer(question.choices[int(shares.argmax())], probabilities=tuple(shares.tolist()))
+def _best(question: Question, of_choices: Sequence[Sequence[float]]) -> Answer:
+    """of_choices: logarithms of the probabilities of each choice's replies. Raises ValueError when one is no number."""
+    top = max(map(max, of_choices))
+    shares = [math.fsum(math.exp(value - top) for value in replies) for replies in of_choices]
+    if not math.isfinite(total := math.fsum(shares)):
+        raise ValueError("the model gave no finite answer")
+    probabilities = tuple(share / total for share in shares)
+    return Answer(question.choices[probabilities.index(max(probabilities))], probabilities=probabilities)
 
 
 def _log_probabilities(states: Tensor, targets: Tensor, head: Head) -> Tensor:

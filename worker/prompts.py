@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ class Prompts:
 
     def __init__(self, folder: Path, tokenizer: Any, image_token_id: int, ends: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        self._ids_of = lru_cache(maxsize=4096)(self._tokenized)  # the same few texts come with every batch
         self._template = chat_template(folder, tokenizer)
         self._image_token_id = image_token_id
         self.ends = tuple(ends)
@@ -44,7 +46,10 @@ class Prompts:
 
     def of(self, text: str) -> list[int]:
         """The ids of a text by itself."""
-        return self._tokenizer(text, add_special_tokens=False).input_ids if text else []
+        return list(self._ids_of(text))
+
+    def _tokenized(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
     def text_of(self, ids: Sequence[int]) -> str:
         """What the model said, without white space around it."""

@@ -1,8 +1,8 @@
-"""Q-SiT itself: loading a checkpoint, and scoring prepared images with it.
+"""Q-SiT itself: loading a checkpoint, and scoring prepared images and answering questions about them with it.
 
-The only module with transformers, and with forward.py the only one with torch. It reads prompt template, token ids,
-tile size, pinpoints, mean and standard deviation from the checkpoint, so that nothing here assumes a size of SigLIP or
-Qwen2.
+The only module with transformers; torch is in forward.py, branches.py and answering.py, too. It reads prompt template,
+token ids, tile size, pinpoints, mean and standard deviation from the checkpoint, so that nothing here assumes a size of
+SigLIP or Qwen2.
 """
 
 import math
