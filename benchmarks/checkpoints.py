@@ -3,7 +3,7 @@
     python -m benchmarks.checkpoints FOLDER tiny|mini|full [--tokenizer FOLDER] [--dtype float16] [--seed N]
 
 Sizes are those of zhangzicheng/q-sit-mini and q-sit; tiny has two narrow layers a tower. Layout and names of the
-weights are the published ones. Templates and preprocessing are the demo checkpoint's, and so is the tokenizer unless
+weights are the published ones. Templates and preprocessing are the golden checkpoint's, and so is the tokenizer unless
 a folder with Qwen2's is given: its prompt has more tokens, some 3 % of those of a photo.
 """
 
@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 
-import worker.demo
+from training.published import save
 
-DEMO = Path(worker.demo.__file__).parent
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "checkpoint"
 VISION = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     "true": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16},
@@ -70,7 +69,7 @@ def opened(name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def make(folder: Path, shape: str, *, tokenizer: Path = DEMO, dtype: str = "float16", seed: int = 0) -> int:
+def make(folder: Path, shape: str, *, tokenizer: Path = GOLDEN, dtype: str = "float16", seed: int = 0) -> int:
     """Write a checkpoint; returns how many parameters it has."""
     image_token = next(
         int(entry["id"])
@@ -84,15 +83,9 @@ def make(folder: Path, shape: str, *, tokenizer: Path = DEMO, dtype: str = "floa
         model = LlavaOnevisionForConditionalGeneration(config_of(shape, image_token))
     finally:
         torch.set_default_dtype(before)
-    model.save_pretrained(folder, max_shard_size="100GB")
-    weights = folder / "model.safetensors"  # transformers 5 drops a level of the published names
-    named = {
-        key if "vision_model." in key else key.replace("vision_tower.", "vision_tower.vision_model.", 1): value
-        for key, value in load_file(weights).items()
-    }
-    save_file(named, weights, metadata={"format": "pt"})
+    save(model, folder)
     for name in PREPROCESSING:
-        shutil.copy(DEMO / name, folder)
+        shutil.copy(GOLDEN / name, folder)
     for name in TOKENIZER:
         shutil.copy(tokenizer / name, folder)
     return sum(each.numel() for each in model.parameters())
@@ -102,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("shape", choices=TEXT)
-    parser.add_argument("--tokenizer", type=Path, default=DEMO)
+    parser.add_argument("--tokenizer", type=Path, default=GOLDEN)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

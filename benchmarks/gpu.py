@@ -36,7 +36,7 @@ def check(device: str) -> str:
     lines = ["| dtype | alone | in one batch | answers that begin alike |", "|---|---|---|---|"]
     questions = list(expected[0]["answers_token_ids"])
     for dtype in DTYPES:
-        model = QSit.load("demo", device=device, dtype=dtype)
+        model = QSit.load(str(GOLDEN / "checkpoint"), device=device, dtype=dtype)
         prepared = [model.prepare(photo) for photo in photos]
         alone = [model.score([image])[0].value for image in prepared]
         together = [score.value for score in model.score(prepared)]

@@ -30,14 +30,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-import worker.demo
 from tests import profiles
 from worker import memory
 from worker.images import decode
 from worker.profiles import in_srgb
 from worker.tiles import Tiling
 
-CHECKPOINT = Path(worker.demo.__file__).parent
+CHECKPOINT = Path(__file__).parent.parent / "tests" / "golden" / "checkpoint"
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
 SIZES = ((512, 384), (1024, 768), (4000, 3000))
 MAX_PIXELS = 100_000_000

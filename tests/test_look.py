@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
-import worker.demo
 from models.questions import Answer, Question
 from worker import answering, branches
 from worker.procedure import Score
@@ -22,8 +21,8 @@ from worker.qsit import QSit
 from worker.questions import READY, forms, put
 from worker.tiles import Prepared
 
-DEMO = Path(worker.demo.__file__).parent
 GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINT = GOLDEN / "checkpoint"
 IMAGES = json.loads((GOLDEN / "golden.json").read_text())["images"]
 QUESTIONS = list(IMAGES[0]["answers_token_ids"])
 TOKENS = 12
@@ -33,7 +32,7 @@ CHOICES = Question("choices", "Is the lighting of this image sufficient?", ("yes
 
 @pytest.fixture(scope="module")
 def model() -> QSit:
-    return QSit.load("demo")
+    return QSit.load(str(CHECKPOINT))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def picture(name: str) -> Image.Image:
 def golden(image: int, question: str) -> list[int]:
     """The known tokens of an answer, up to its end."""
     tokens: list[int] = IMAGES[image]["answers_token_ids"][question]
-    end = json.loads((DEMO / "generation_config.json").read_text())["eos_token_id"]
+    end = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
@@ -197,7 +196,7 @@ def test_an_answer_that_ends_is_not_cut_and_one_that_does_not_is(model: QSit, pr
     tokens = golden(0, QUESTIONS[0])
     prompts = model._prompts
     other = next(token for token in tokens if token != tokens[0])
-    model._prompts = Prompts(DEMO, prompts._tokenizer, prompts._image_token_id, (other,))
+    model._prompts = Prompts(CHECKPOINT, prompts._tokenizer, prompts._image_token_id, (other,))
     try:
         [(_, [ended])] = model.look([prepared[0]], QUESTIONS[:1], max_new_tokens=TOKENS)
         model._prompts.ends = (tokens[0],)
@@ -218,9 +217,9 @@ def test_whatever_the_model_says_is_kept_as_it_is(model: QSit, text: str) -> Non
 
 
 def test_choices_have_the_likelihoods_that_transformers_gives_them(model: QSit, prepared: list[Prepared]) -> None:
-    peer: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
+    peer: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     prompts, image = model._prompts, prepared[2]
-    end = json.loads((DEMO / "generation_config.json").read_text())["eos_token_id"]
+    end = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
     before, after = prompts.ids(put(CHOICES))
     with torch.inference_mode():
         features = torch.cat([part for row in model._rows(model.upload([image])) for part in row[1:3]])
@@ -261,7 +260,7 @@ def test_the_ready_questions_are_answered(model: QSit, prepared: list[Prepared])
 
 def test_an_end_may_be_several_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(CHECKPOINT, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [495, 493]}))
 
@@ -270,7 +269,7 @@ def test_an_end_may_be_several_tokens(tmp_path: Path) -> None:
 
 def test_a_model_that_says_nothing_finite_fails_with_the_rating(tmp_path: Path, prepared: list[Prepared]) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(CHECKPOINT, folder)
     weights = load_file(folder / "model.safetensors")
     weights["language_model.model.norm.weight"].fill_(math.nan)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

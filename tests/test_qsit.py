@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
-import worker.demo
 from models.errors import CheckpointError
 from worker import forward
 from worker.procedure import ANSWER, PROMPT, Score
@@ -28,8 +27,8 @@ from worker.prompts import Prompts
 from worker.qsit import QSit
 from worker.tiles import Prepared
 
-DEMO = Path(worker.demo.__file__).parent
 GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINT = GOLDEN / "checkpoint"
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text())
 IMAGES = EXPECTED["images"]
 COUNT = len(IMAGES)
@@ -39,7 +38,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def model() -> QSit:
-    return QSit.load("demo")
+    return QSit.load(str(CHECKPOINT))
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +50,14 @@ def prepared(model: QSit) -> list[Prepared]:
 @pytest.fixture(scope="module")
 def packing() -> Any:
     """A model of transformers' own."""
-    return LlavaOnevisionForConditionalGeneration.from_pretrained(DEMO).model
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT).model
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the demo checkpoint, to be broken."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(CHECKPOINT, folder)
     return folder
 
 
@@ -99,7 +98,7 @@ def refused(folder: Path) -> str:
 
 
 def test_golden_images_have_their_tiles_and_tokens(model: QSit, prepared: list[Prepared]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
     beside_the_image = len(text) - 1 + len(EXPECTED["prefix_token_ids"])
 
@@ -110,11 +109,11 @@ def test_golden_images_have_their_tiles_and_tokens(model: QSit, prepared: list[P
 
 
 def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
-    image = json.loads((DEMO / "config.json").read_text())["image_token_index"]
+    image = json.loads((CHECKPOINT / "config.json").read_text())["image_token_index"]
 
-    before, after = Prompts(DEMO, tokenizer, image, ()).ids(PROMPT, ANSWER)
+    before, after = Prompts(CHECKPOINT, tokenizer, image, ()).ids(PROMPT, ANSWER)
 
     assert [*before, image, *after] == text + EXPECTED["prefix_token_ids"]
 
@@ -253,7 +252,7 @@ def test_other_pixels_are_prepared_as_rgb(model: QSit) -> None:
 
 
 def test_bfloat16_scores_nearly_the_same(prepared: list[Prepared]) -> None:
-    model = QSit.load("demo", dtype="bfloat16")
+    model = QSit.load(str(CHECKPOINT), dtype="bfloat16")
 
     scores = model.score(prepared)
 
@@ -305,11 +304,11 @@ def test_a_checkpoint_as_transformers_5_saves_it_scores_the_same(
         LlavaOnevisionImageProcessorPil,
     )
 
-    LlavaOnevisionForConditionalGeneration.from_pretrained(DEMO).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    tokenizer.chat_template = json.loads((DEMO / "chat_template.json").read_text())["chat_template"]
+    LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer.chat_template = json.loads((CHECKPOINT / "chat_template.json").read_text())["chat_template"]
     tokenizer.save_pretrained(tmp_path)
-    LlavaOnevisionImageProcessorPil.from_pretrained(DEMO).save_pretrained(tmp_path)
+    LlavaOnevisionImageProcessorPil.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
     assert (tmp_path / "chat_template.jinja").exists()
 
     resaved = QSit.load(str(tmp_path))
@@ -437,7 +436,9 @@ def test_a_revision_that_is_not_that_of_the_files_is_refused(checkpoint: Path) -
 
 
 def test_no_torchvision_is_needed() -> None:
-    program = "import sys; from worker.qsit import QSit; QSit.load('demo'); print('torchvision' in sys.modules)"
+    program = (
+        f"import sys; from worker.qsit import QSit; QSit.load({str(CHECKPOINT)!r}); print('torchvision' in sys.modules)"
+    )
 
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 

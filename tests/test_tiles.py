@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-import worker.demo
 from models.errors import CheckpointError
 from worker.tiles import Prepared, Tiling
 
-DEMO = Path(worker.demo.__file__).parent
 GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINT = GOLDEN / "checkpoint"
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text())["images"]
 TEXT_TOKENS = 65
 """Tokens of the golden prompts beside the image's."""
@@ -33,14 +32,14 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def tiling() -> Tiling:
-    return Tiling.of_checkpoint(DEMO)
+    return Tiling.of_checkpoint(CHECKPOINT)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The configuration of the demo checkpoint, to be changed."""
+    """The configuration of the golden checkpoint, to be changed."""
     for name in ("config.json", "preprocessor_config.json"):
-        shutil.copy(DEMO / name, tmp_path)
+        shutil.copy(CHECKPOINT / name, tmp_path)
     return tmp_path
 
 
@@ -213,7 +212,7 @@ def test_configuration_is_found_where_transformers_5_saves_it(checkpoint: Path, 
 
 
 def test_configuration_as_transformers_5_writes_it_is_read(checkpoint: Path, tiling: Tiling) -> None:
-    LlavaOnevisionImageProcessorPil.from_pretrained(DEMO).save_pretrained(checkpoint)
+    LlavaOnevisionImageProcessorPil.from_pretrained(CHECKPOINT).save_pretrained(checkpoint)
 
     assert Tiling.of_checkpoint(checkpoint) == tiling
 
