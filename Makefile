@@ -2,7 +2,7 @@
 # make test    run all tests
 # make fuzz    decode broken photos for ten minutes, or FUZZ_SECONDS
 # make chaos   kill a fleet at random while it scores: four runs of CHAOS_ITEMS (10000) with CHAOS_KILLS (100)
-# make demo-model  train the demo model anew, in .demo-model, and tell how good it is: see training/README.md
+# make demo-model  train a demo model in .demo-model, and tell how good it is: see training/README.md
 # make lint    ruff, and the Docker files
 # make types   mypy
 PYTHON ?= python3
@@ -29,7 +29,7 @@ chaos: $(VENV)/test
 
 demo-model: $(VENV)/training $(RUN)/train.json $(RUN)/blank/model.safetensors
 	$(TRAIN) $(RUN)/blank $(RUN)/details.json $(RUN)/half --epochs 4 --rate 1.5e-3
-	$(TRAIN) $(RUN)/half $(RUN)/train.json $(RUN)/trained --epochs 2 --rate 5e-4
+	$(TRAIN) $(RUN)/half $(RUN)/train.json $(RUN)/trained --epochs 2 --rate 1e-3
 	$(BIN)/python -m training.figures $(RUN)/trained $(RUN) --plot $(RUN)/figures.png
 
 $(RUN)/train.json: | $(VENV)/training

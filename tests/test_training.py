@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from training import blank, copies, photos
 from training.distortions import DISTORTIONS, distort
+from training.figures import Seen, word_table
 from training.lists import Entry, read
 from training.train import Plan, train
 from worker.procedure import ANSWER, PROMPT
@@ -128,6 +129,18 @@ def test_a_ready_question_is_answered_about_its_own_distortions() -> None:
     assert copies.reply("overall", "blur", 0.0) == f"{ANSWER}excellent."
     assert copies.reply("overall", "blur", 0.7) == f"{ANSWER}poor, because it is blurred."
     assert {copies.reply(name, harms[0], 1) for name, harms in copies.HARMS.items()} == {LEVELS[0]}
+
+
+def test_figures_are_of_falling_scores_and_of_words_that_are_far_enough_apart() -> None:
+    falling = Seen("blur", (0.9, 0.8, 0.5, 0.3, 0.1), (3, 3, 1, 1, 0))
+    rising = Seen("blur", (0.1, 0.3, 0.5, 0.8, 0.9), (0, 1, 1, 3, 3))
+
+    assert falling.srcc == pytest.approx(1)
+    assert rising.srcc == pytest.approx(-1)
+    assert (falling.is_pristine_better, rising.is_pristine_better) == (True, False)
+    assert list(falling.pairs()) == [True] * 6
+    assert list(rising.pairs()) == [False] * 6
+    assert list(word_table([falling]))[2] == "| sharpness | blur, motion, rescaling | 6 | 100.0% |"
 
 
 def distances(name: str, size: tuple[int, int], severities: Sequence[float]) -> list[float]:

@@ -1,9 +1,9 @@
 """
 Distorted copies of photos, and the lists that training and validation read, in Q-SiT's own format.
 
-    python -m training.copies FOLDER [--details 16000] [--count 4000] [--seed 0]
+    python -m training.copies FOLDER [--details 16000] [--count 12000] [--seed 0]
 
-FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 4 GB.
+FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 6 GB.
 """
 
 import argparse
@@ -157,12 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--details", type=int, default=16000)
-    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     photos = fetch(args.folder / "photos")
     (args.folder / "copies").mkdir(exist_ok=True)
-    for split, count in zip(SPLITS, (args.details, args.count, args.count // 20), strict=True):
+    for split, count in zip(SPLITS, (args.details, args.count, args.count // 60), strict=True):
         some = photos["train" if split == "details" else split]
         entries = list(copies(args.folder, some, split, count, args.seed))
         (args.folder / f"{split}.json").write_text(json.dumps(entries, indent=1))

@@ -26,9 +26,9 @@ from training.photos import fetch
 from worker.qsit import QSit
 from worker.questions import LEVELS, READY
 
-SEVERITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-MODERATE = 0.4
-APART = 0.4
+SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MODERATE = 0.5
+APART = 0.5
 """How far the severities of two copies differ whose words are compared."""
 
 
@@ -110,7 +110,8 @@ def word_table(all_seen: Sequence[Seen]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for question, harms in HARMS.items():
         pairs = [pair for each in all_seen if each.distortion in harms for pair in each.pairs()]
-        yield f"| {question} | {', '.join(harms)} | {len(pairs)} | {mean(pairs):.1%} |"
+        if pairs:
+            yield f"| {question} | {', '.join(harms)} | {len(pairs)} | {mean(pairs):.1%} |"
 
 
 def plot(all_seen: Sequence[Seen], file: Path) -> None:
