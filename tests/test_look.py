@@ -191,7 +191,7 @@ def test_rows_told_by_their_ends_are_answered_as_published(
 
 
 def test_an_answer_that_ends_is_not_cut_and_one_that_does_not_is(model: QSit, prepared: list[Prepared]) -> None:
-    """The demo model never ends by itself, so a token that it says is made the end."""
+    """The golden model never ends by itself, so a token that it says is made the end."""
     [(_, [whole])] = model.look([prepared[0]], QUESTIONS[:1], max_new_tokens=TOKENS)
     tokens = golden(0, QUESTIONS[0])
     prompts = model._prompts

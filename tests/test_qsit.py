@@ -55,7 +55,7 @@ def packing() -> Any:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the demo checkpoint, to be broken."""
+    """A copy of the golden checkpoint, to be broken."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)
     return folder

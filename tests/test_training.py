@@ -104,6 +104,19 @@ def test_a_list_of_another_kind_is_refused_with_the_place(change: dict[str, obje
         read(tmp_path / "list.json")
 
 
+@pytest.mark.parametrize(("text", "said"), [("{", "no JSON"), ("7", "no list"), ("{}", "no list")])
+def test_what_is_no_list_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(text)
+
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path / "list.json")
+
+
+def test_an_empty_list_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no entries"):
+        train(made / "blank", [], tmp_path / "out", PLAN)
+
+
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     without = {**copies.entry("b.png", 1, "Is it sharp?", "no"), "id": "b"}
     (tmp_path / "list.json").write_text(json.dumps([copies.entry("a.png", 3.5, PROMPT, f"{ANSWER}Fair"), without]))

@@ -8,6 +8,7 @@ FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 6 GB.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -17,11 +18,13 @@ import numpy as np
 from PIL import Image
 
 from training.distortions import DISTORTIONS, REFERENCE, distort
+from training.lists import IMAGE
 from training.photos import fetch
 from worker.procedure import ANSWER, PROMPT, WORDS
 from worker.questions import LEVELS, READY, put
 
-Entry = dict[str, object]
+Record = dict[str, object]
+"""An entry of a list, as JSON has it."""
 
 HARMS = {
     "sharpness": ("blur", "motion", "rescaling"),
@@ -73,9 +76,9 @@ def reply(question: str, distortion: str, severity: float) -> str:
     return LEVELS[::-1][min(3, int(harm * 4))]
 
 
-def entry(name: str, score: float, question: str, answer: str) -> Entry:
+def entry(name: str, score: float, question: str, answer: str) -> Record:
     """One question about one image, and its answer."""
-    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    turns = [{"from": "human", "value": f"{IMAGE}{question}"}, {"from": "gpt", "value": answer}]
     return {"id": f"{name}->{score:.4f}", "image": name, "conversations": turns}
 
 
@@ -118,7 +121,7 @@ def opened(photo: Path) -> Image.Image:
         return file.convert("RGB")
 
 
-def copy(folder: Path, photos: Sequence[Path], split: str, seed: int, number: int) -> list[Entry]:
+def copy(folder: Path, photos: Sequence[Path], split: str, seed: int, number: int) -> list[Record]:
     """Write one copy; returns what is asked about it: the rating, and one of the ready questions."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     photo = opened(photos[int(rng.integers(len(photos)))])
@@ -141,7 +144,7 @@ def copy(folder: Path, photos: Sequence[Path], split: str, seed: int, number: in
     ]
 
 
-def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: int) -> Iterator[Entry]:
+def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: int) -> Iterator[Record]:
     """The entries of so many copies, made on all cores."""
     # large photos have more to show: a photo comes up as often as its longer side is long, up to 2000 pixels
     shares = []
@@ -160,7 +163,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    photos = fetch(args.folder / "photos")
+    try:
+        photos = fetch(args.folder / "photos")
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: the photos cannot be fetched: {error}")
     (args.folder / "copies").mkdir(exist_ok=True)
     for split, count in zip(SPLITS, (args.details, args.count, args.count // 60), strict=True):
         some = photos["train" if split == "details" else split]

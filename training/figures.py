@@ -3,13 +3,13 @@ How well a checkpoint tells distorted photos apart that training never saw.
 
     python -m training.figures CHECKPOINT FOLDER [--plot FILE] [--sizes 1024x768 384x384 4000x3000]
 
-FOLDER is the one of training.copies. Prints the tables of README.md, and draws its plot.
+FOLDER is the one of training.copies. Prints the tables of README.md, and draws a plot of score against severity.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,13 +73,9 @@ def seen(checkpoint: str, size: tuple[int, int], asked: bool, job: tuple[int, Pa
     return Seen(distortion, tuple(scores), tuple(words))
 
 
-_models: dict[str, QSit] = {}
-
-
+@lru_cache
 def _model(checkpoint: str) -> QSit:
-    if checkpoint not in _models:
-        _models[checkpoint] = QSit.load(checkpoint)
-    return _models[checkpoint]
+    return QSit.load(checkpoint)
 
 
 def look(checkpoint: Path, photos: Sequence[Path], size: tuple[int, int], *, asked: bool) -> list[Seen]:

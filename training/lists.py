@@ -27,9 +27,12 @@ def read(path: Path) -> list[Entry]:
         ValueError: naming the entry, when it is another thing.
     """
     try:
-        return [_entry(path, number, raw) for number, raw in enumerate(json.loads(path.read_text()), start=1)]
-    except json.JSONDecodeError as error:
+        raws = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(raws, list):
+        raise ValueError(f"{path} holds no list of entries")
+    return [_entry(path, number, raw) for number, raw in enumerate(raws, start=1)]
 
 
 def _entry(path: Path, number: int, raw: Any) -> Entry:

