@@ -9,7 +9,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = .demo-model
-TRAIN = $(BIN)/python -m training.train --batch 32 --validation $(RUN)/validation.json
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test fuzz chaos demo-model lint types
@@ -28,15 +27,15 @@ chaos: $(VENV)/test
 	CHAOS_KILLS=$${CHAOS_KILLS:-100} $(BIN)/python -m pytest tests/test_chaos.py -o log_cli=true -o log_cli_level=INFO
 
 demo-model: $(VENV)/training $(RUN)/train.json $(RUN)/blank/model.safetensors
-	$(TRAIN) $(RUN)/blank $(RUN)/details.json $(RUN)/half --epochs 4 --rate 1.5e-3
-	$(TRAIN) $(RUN)/half $(RUN)/train.json $(RUN)/trained --epochs 2 --rate 1e-3
+	$(BIN)/python -m training.train $(RUN)/blank $(RUN)/train.json $(RUN)/trained --validation $(RUN)/validation.json \
+		--epochs 2 --batch 32 --rate 1.5e-3 --vision 0 --decay 0.1
 	$(BIN)/python -m training.figures $(RUN)/trained $(RUN) --plot $(RUN)/figures.png
 
 $(RUN)/train.json: | $(VENV)/training
 	$(BIN)/python -m training.copies $(RUN)
 
 $(RUN)/blank/model.safetensors: | $(RUN)/train.json
-	$(BIN)/python -m training.blank $(RUN)/blank $(RUN)/details.json
+	$(BIN)/python -m training.blank $(RUN)/blank $(RUN)/train.json
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +17,14 @@ from training import blank, copies, photos
 from training.distortions import DISTORTIONS, distort
 from training.figures import Seen, word_table
 from training.lists import Entry, read
-from training.train import Plan, train
+from training.train import LATEST, Plan, train
 from worker.procedure import ANSWER, PROMPT
 from worker.qsit import QSit
 from worker.questions import LEVELS
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 PLAN = Plan(epochs=6, batch=4, rate=3e-3)
+FROZEN = replace(PLAN, vision=0)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     (folder / "copies").mkdir()
     originals = [EXAMPLES / name for name in ("astronaut.jpg", "coffee.jpg", "rocket.jpg")]
-    entries = [entry for number in range(6) for entry in copies.copy(folder, originals, "train", 0, number)]
+    entries = [entry for number in range(4) for entry in copies.copy(folder, originals, "train", 0, number)]
     (folder / "train.json").write_text(json.dumps(entries))
     blank.make(folder / "blank", read(folder / "train.json"))
     return folder
@@ -45,8 +48,9 @@ def run(made: Path, out: Path, plan: Plan = PLAN, stop_after: int | None = None)
     return train(made / "blank", entries, out, plan, save_every=5, stop_after=stop_after)
 
 
-def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp_path: Path) -> None:
-    losses = run(made, tmp_path / "out")
+@pytest.mark.parametrize("plan", [PLAN, FROZEN], ids=["whole", "frozen"])
+def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp_path: Path, plan: Plan) -> None:
+    losses = run(made, tmp_path / "out", plan)
 
     assert len(losses) == 18
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
@@ -57,17 +61,47 @@ def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp
     assert all("vision_tower.vision_model." in name for name in weights(tmp_path / "out") if "vision_tower" in name)
 
 
-def test_interrupted_and_resumed_it_ends_the_same(made: Path, tmp_path: Path) -> None:
-    whole = run(made, tmp_path / "whole")
-    parts = run(made, tmp_path / "parts", stop_after=12)  # of which two are lost: the state was saved after ten
+@pytest.mark.parametrize("plan", [PLAN, FROZEN], ids=["whole", "frozen"])
+def test_interrupted_and_resumed_it_ends_the_same(made: Path, tmp_path: Path, plan: Plan) -> None:
+    whole = run(made, tmp_path / "whole", plan)
+    parts = run(made, tmp_path / "parts", plan, stop_after=12)  # of which two are lost: the state was saved after ten
     assert parts == whole[:12]
 
-    resumed = run(made, tmp_path / "parts")
+    resumed = run(made, tmp_path / "parts", plan)
 
     assert resumed == whole
     ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_without_a_share_the_tower_stays_and_the_loss_is_that_of_the_pixels(made: Path, tmp_path: Path) -> None:
+    frozen = run(made, tmp_path / "frozen", FROZEN, stop_after=3)
+    whole = run(made, tmp_path / "whole", stop_after=3)
+    run(made, tmp_path / "out", FROZEN)
+
+    assert frozen[0] == pytest.approx(whole[0], rel=1e-3)  # features are kept in half precision
+    before, after = weights(made / "blank"), weights(tmp_path / "out")
+    for name in before:
+        assert torch.equal(before[name].half(), after[name]) == (not name.startswith("language_model.")), name
+
+
+def test_the_epoch_that_is_best_on_validation_is_kept(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, plan = read(made / "train.json"), Plan(epochs=3, batch=4, rate=3e-3)
+
+    def run_until(stop_after: int | None, out: Path) -> None:
+        srccs = iter([0.5, 0.7, 0.6])
+        monkeypatch.setattr("training.train.agreement", lambda *_: SimpleNamespace(srcc=next(srccs)))
+        train(made / "blank", entries, out, plan, validation=entries, save_every=5, stop_after=stop_after)
+
+    run_until(None, tmp_path / "whole")
+    run_until(6, tmp_path / "second")
+
+    kept, last, second = map(weights, (tmp_path / "whole", tmp_path / "whole" / LATEST, tmp_path / "second"))
+    assert all(torch.equal(kept[name], second[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
 def test_another_plan_does_not_go_on_with_a_run(made: Path, tmp_path: Path) -> None:

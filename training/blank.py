@@ -27,8 +27,15 @@ from training.published import save
 from worker.tiles import Tiling
 
 TILE, PATCH, WIDTH = 128, 16, 128
-PATTERNS = WIDTH - 4
-"""The rest of the width holds constants, so that normalising a faint patch does not make it a strong one."""
+STEPS, COLOURS = (0, 1, 2, 3, 5, 7, 9, 12, 15), (0, 2, 8)
+"""Of the cosine transform, both ways: those of brightness, and of each of two differences of colours."""
+PATTERNS = len(STEPS) ** 2 + 2 * len(COLOURS) ** 2
+CONSTANTS = slice(PATTERNS, PATTERNS + 4)
+"""They keep normalising from making a faint patch a strong one; how small they come out tells how strong it is."""
+STRENGTH = CONSTANTS.stop
+TONES = torch.linspace(-2.6, 2.6, 15)
+TONE = slice(STRENGTH + 1, STRENGTH + 1 + len(TONES) - 2)
+"""How many patches are about how bright; the rest of the width is free."""
 SHIFT = 6.0
 IMAGES = 500
 PINPOINTS = [list(pair) for pair in product(range(TILE, 1024 + 1, TILE), repeat=2)]
@@ -88,7 +95,6 @@ def config_of(tokenizer: Tokenizer) -> LlavaOnevisionConfig:
 
 def cosines() -> Tensor:
     """(PATTERNS, 3, PATCH, PATCH): a cosine transform in which fine patterns of photos come out as strong as coarse."""
-    steps = (0, 1, 2, 3, 5, 7, 9, 11, 13, 15)
     places = (torch.arange(PATCH) + 0.5) * math.pi / PATCH
     luma, colour = torch.tensor([0.299, 0.587, 0.114]), torch.tensor([[1.0, -0.5, -0.5], [0.0, 1.0, -1.0]])
 
@@ -97,9 +103,9 @@ def cosines() -> Tensor:
         scaled: Tensor = wave / wave.norm() * (2 * (1 + down + right) ** 1.5 / PATCH)
         return scaled
 
-    filters = [luma[:, None, None] * pattern(*pair) for pair in product(steps, repeat=2)]
-    filters += [each[:, None, None] * pattern(*pair) / 2 for each in colour for pair in product((0, 1, 3, 8), repeat=2)]
-    return torch.stack(filters)[:PATTERNS]
+    filters = [luma[:, None, None] * pattern(*pair) for pair in product(STEPS, repeat=2)]
+    filters += [each[:, None, None] * pattern(*pair) / 2 for each in colour for pair in product(COLOURS, repeat=2)]
+    return torch.stack(filters)
 
 
 @torch.no_grad()
@@ -115,10 +121,21 @@ def start(model: Any, tiling: Tiling, images: Sequence[Path]) -> None:
     embeddings = tower.embeddings
     embeddings.position_embedding.weight.mul_(0.2)
     embeddings.patch_embedding.weight.zero_()[:PATTERNS] = cosines()
-    embeddings.patch_embedding.bias.zero_()[PATTERNS:] = torch.tensor([4.0, -4.0]).repeat((WIDTH - PATTERNS) // 2)
+    embeddings.patch_embedding.bias.zero_()[CONSTANTS] = torch.tensor([4.0, -4.0, 4.0, -4.0])
     first.self_attn.out_proj.weight.mul_(0.03)
-    first.mlp.fc1.weight.copy_(4 * torch.cat((one, -one)))  # gelu(x) + gelu(-x) is about the amount of x
-    first.mlp.fc2.weight.copy_(torch.cat((one, one), dim=1))
+    fc1, fc2 = first.mlp.fc1, first.mlp.fc2
+    fc1.weight.copy_(4 * torch.cat((one, -one)))
+    fc1.bias.zero_()
+    signs = torch.ones(WIDTH)  # gelu(x) + gelu(-x) is about the amount of x, gelu(x) - gelu(-x) is x
+    signs[[0, len(STEPS) ** 2, len(STEPS) ** 2 + len(COLOURS) ** 2]] = -1
+    fc2.weight.copy_(torch.cat((one, torch.diag(signs)), dim=1))
+    fc2.weight[STRENGTH:] = 0
+    fc2.weight[STRENGTH, CONSTANTS.start] = 1
+    hinges = torch.arange(len(TONES)) + STRENGTH + 1
+    fc1.weight[hinges] = 4 * one[0]
+    fc1.bias[hinges] = -4 * TONES
+    for place, channel in enumerate(range(TONE.start, TONE.stop)):
+        fc2.weight[channel, hinges[place : place + 3]] = torch.tensor([1.0, -2.0, 1.0])
     for narrow in (second.self_attn.q_proj, second.self_attn.k_proj):
         narrow.weight.mul_(0.2)
     second.self_attn.v_proj.weight.copy_(one)
@@ -136,9 +153,10 @@ def start(model: Any, tiling: Tiling, images: Sequence[Path]) -> None:
         seen = tower(tiles.movedim(3, 1) / 127.5 - 1, output_hidden_states=True)
         figures.append(seen.hidden_states[-1].mean((0, 1)))
     means, spread = torch.stack(figures).mean(0), torch.stack(figures).std(0).clamp(min=0.01)
-    kept = (torch.arange(WIDTH) < PATTERNS).float()
-    first.mlp.fc2.weight.mul_((kept / spread)[:, None])
-    first.mlp.fc2.bias.copy_(-kept * means / spread)
+    kept = torch.zeros(WIDTH)
+    kept[:PATTERNS], kept[STRENGTH : TONE.stop] = 1, 1
+    fc2.weight.mul_((kept / spread)[:, None])
+    fc2.bias.copy_(-kept * means / spread)
     second.self_attn.out_proj.weight.copy_(torch.diag(6 * kept))
 
 

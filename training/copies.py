@@ -1,9 +1,9 @@
 """
 Distorted copies of photos, and the lists that training and validation read, in Q-SiT's own format.
 
-    python -m training.copies FOLDER [--details 16000] [--count 12000] [--seed 0]
+    python -m training.copies FOLDER [--count 24000] [--seed 0]
 
-FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 6 GB.
+FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 12 GB.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from training.distortions import DISTORTIONS, REFERENCE, distort
+from training.distortions import DISTORTIONS, REFERENCE, distort, exposed
 from training.lists import IMAGE
 from training.photos import fetch
 from worker.procedure import ANSWER, PROMPT, WORDS
@@ -49,12 +49,13 @@ REASONS = {
 }
 
 SHAPES = ((4, 3), (3, 4), (3, 2), (2, 3), (1, 1), (16, 9))
-SMALLEST, DETAIL, MARGIN = 320, 256, 16
-"""Pixels: of a copy's longer side, of a detail's, and what is cut off a detail after it was distorted."""
-SPLITS = ("details", "train", "validation")
-"""What is made: details and whole copies of the photos to train on, whole copies of those to validate on."""
-PRISTINE = 0.15
-"""The share of copies that are left as they are."""
+SMALLEST = 320
+"""Pixels of a copy's longer side."""
+SPLITS = ("train", "validation")
+GROUP = 3
+"""So many copies show the same part of a photo under the same distortion: what differs between them is its severity."""
+PRISTINE = 0.6
+"""The share of groups in which one copy is left as it is."""
 
 
 def opinion(severity: float) -> float:
@@ -90,28 +91,35 @@ def cut(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     wanted = SMALLEST * (REFERENCE / SMALLEST) ** rng.uniform(0, 1)
     sharp = max(width, height) / _shrink(photo)
     scale = max(min(wanted, sharp), min(SMALLEST, max(width, height))) / max(width, height)
-    return _part(photo, (width, height), (round(width * scale), round(height * scale)), rng)
+    left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
+    size, box = (round(width * scale), round(height * scale)), (left, top, left + width, top + height)
+    return photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3)
 
 
-def detail(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A small part of a photo as it looks where the whole has some 1024 pixels."""
-    shrink = rng.uniform(_shrink(photo), max(_shrink(photo), max(photo.size) / REFERENCE))
-    side = min(DETAIL + MARGIN, *(int(side / shrink) for side in photo.size))
-    return _part(photo, (side * shrink, side * shrink), (side, side), rng)
+def varied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """What might be another photo: turned, of other colours, a bit brighter or darker, flatter, softer or sharper."""
+    if rng.random() < 0.7:
+        image = image.transpose(Image.Transpose(int(rng.integers(len(Image.Transpose)))))
+    if rng.random() < 0.5:
+        image = exposed(image, float(np.clip(rng.normal(0, 0.4), -0.8, 0.8)))
+    if rng.random() < 0.7:
+        pixels = np.asarray(image, np.float32)
+        if rng.random() < 0.3:
+            pixels = pixels[:, :, rng.permutation(3)]
+        grey = pixels.mean(axis=2, keepdims=True)
+        pixels = grey + (pixels - grey) * np.float32(0 if rng.random() < 0.1 else rng.uniform(0.5, 1.4))
+        pixels = pixels.mean() + (pixels - pixels.mean()) * np.float32(rng.uniform(0.75, 1.2))
+        pixels = pixels * np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
+        image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    chance = rng.random()
+    if chance < 0.25:
+        return image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.uniform(0, 80)), 0))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.5))) if chance < 0.4 else image
 
 
 def _shrink(photo: Image.Image) -> float:
     """How much smaller a photo is made at least: single pixels of large ones are not sharp."""
     return 2 if max(photo.size) > 1500 else 1
-
-
-def _part(
-    photo: Image.Image, part: tuple[float, float], size: tuple[int, int], rng: np.random.Generator
-) -> Image.Image:
-    left, top = rng.uniform(0, photo.width - part[0]), rng.uniform(0, photo.height - part[1])
-    box = (left, top, left + part[0], top + part[1])
-    found = photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3)
-    return found.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else found
 
 
 @lru_cache
@@ -122,26 +130,24 @@ def opened(photo: Path) -> Image.Image:
 
 
 def copy(folder: Path, photos: Sequence[Path], split: str, seed: int, number: int) -> list[Record]:
-    """Write one copy; returns what is asked about it: the rating, and one of the ready questions."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    """Write one copy; returns what is asked about it: the rating, the ready question about its distortion, another."""
+    group, place = divmod(number, GROUP)
+    rng = np.random.default_rng([seed, SPLITS.index(split), group])
     photo = opened(photos[int(rng.integers(len(photos)))])
     distortion = str(rng.choice(list(DISTORTIONS)))
-    severity = 0.0 if rng.random() < PRISTINE else float(rng.uniform(0, 1))
-    if split == "details":
-        image = DISTORTIONS[distortion](detail(photo, rng), severity, rng, 1)
-        left, top = (int(rng.integers(max(1, side - DETAIL + 1))) for side in image.size)  # blocks begin anywhere
-        image = image.crop((left, top, min(left + DETAIL, image.width), min(top + DETAIL, image.height)))
-    else:
-        image = distort(distortion, cut(photo, rng), severity, rng)
+    part = cut(photo, rng)
+    if split == "train":
+        part = varied(part, rng)
+    severities = rng.uniform(0, 1, GROUP)
+    if rng.random() < PRISTINE:
+        severities[0] = 0
+    severity, score = float(severities[place]), opinion(severities[place])
     name = f"copies/{split}-{number:05}.png"
-    image.save(folder / name, compress_level=1)
-    about = [question for question, harms in HARMS.items() if distortion in harms]
-    ready = str(rng.choice([*about, "overall"] if rng.random() < 0.67 else list(READY)))
-    score = opinion(severity)
-    return [
-        entry(name, score, PROMPT, ANSWER + level(score)),
-        entry(name, score, put(READY[ready]), reply(ready, distortion, severity)),
-    ]
+    distort(distortion, part, severity, rng).save(folder / name, compress_level=1)
+    about = [question for question, harms in HARMS.items() if distortion in harms] or ["overall"]
+    other = str(rng.choice([question for question in READY if question not in about]))
+    asked = {put(READY[question]): reply(question, distortion, severity) for question in (*about, other)}
+    return [entry(name, score, *each) for each in ({PROMPT: ANSWER + level(score)} | asked).items()]
 
 
 def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: int) -> Iterator[Record]:
@@ -159,8 +165,7 @@ def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--details", type=int, default=16000)
-    parser.add_argument("--count", type=int, default=12000)
+    parser.add_argument("--count", type=int, default=24000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
@@ -168,8 +173,8 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"Error: the photos cannot be fetched: {error}")
     (args.folder / "copies").mkdir(exist_ok=True)
-    for split, count in zip(SPLITS, (args.details, args.count, args.count // 60), strict=True):
-        some = photos["train" if split == "details" else split]
+    for split, count in zip(SPLITS, (args.count, args.count // 100), strict=True):
+        some = photos[split]
         entries = list(copies(args.folder, some, split, count, args.seed))
         (args.folder / f"{split}.json").write_text(json.dumps(entries, indent=1))
         print(f"{split}: {count:,} copies of {len(some)} photos")

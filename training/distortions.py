@@ -63,12 +63,12 @@ def rescaling(image: Image.Image, severity: float, _: np.random.Generator, scale
 
 def underexposure(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
     """By up to four stops."""
-    return _exposed(image, -4 * severity)
+    return exposed(image, -4 * severity)
 
 
 def overexposure(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
     """By up to three stops, what is too bright clipped."""
-    return _exposed(image, 3 * severity)
+    return exposed(image, 3 * severity)
 
 
 def contrast(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
@@ -117,7 +117,7 @@ def _compressed(image: Image.Image, scale: float, kind: str, *, quality: int) ->
     return _image(_pixels(image) + _enlarged(_pixels(lossy) - _pixels(small), image.size))
 
 
-def _exposed(image: Image.Image, stops: float) -> Image.Image:
+def exposed(image: Image.Image, stops: float) -> Image.Image:
     """In linear light, as a longer or shorter exposure would."""
     encoded = np.arange(256) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)

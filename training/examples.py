@@ -1,0 +1,98 @@
+"""What a model is shown of the entries of a list, and how far it is from saying what it should."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from training.lists import Entry
+from worker.procedure import ANSWER
+from worker.prompts import Prompts
+from worker.tiles import Prepared, Tiling
+
+IGNORED = -100
+"""The label of what is not to be said."""
+
+
+def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The mean over the tokens of all answers; the head sees no others."""
+    labels = batch["labels"][:, 1:]
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "features")}
+    if "features" in batch:
+        looked: Any = [batch["features"]]
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=looked)}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels != IGNORED
+    return cross_entropy(model.lm_head(hidden[wanted]).float(), labels[wanted])
+
+
+class Examples:
+    """Entries as a checkpoint sees them, of its own tiles and tokens."""
+
+    def __init__(self, folder: Path, model: Any, entries: Sequence[Entry], *, look_once: bool) -> None:
+        config = model.config
+        self._tiling = Tiling.of_checkpoint(folder)
+        self._image_token = config.image_token_id
+        ends = [config.text_config.eos_token_id]
+        self._prompts = Prompts(folder, AutoTokenizer.from_pretrained(folder), config.image_token_id, ends)
+        self._model, self._entries, self._look_once = model, entries, look_once
+        self._seen: dict[Path, Tensor] = {}
+
+    def batch(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """
+        What the model takes, and labels: padded on the right, where nothing sees it.
+
+        Images are pixels, or, where each is looked at once, the features that the model made of them, kept in memory.
+        """
+        entries = [self._entries[place] for place in places]
+        if self._look_once:
+            features = [self._features(entry.image) for entry in entries]
+            looked = {"features": torch.cat(features)}
+            tokens = [len(each) for each in features]
+        else:
+            images = [self._image(entry.image) for entry in entries]
+            looked = self._pixels(images)
+            tokens = [image.tokens for image in images]
+        rows = [self._row(entry, count) for entry, count in zip(entries, tokens, strict=True)]
+        longest = max(len(ids) for ids, _ in rows)
+        ids, labels, seen = (torch.full((len(rows), longest), value) for value in (0, IGNORED, 0))
+        for row, (row_ids, answer) in enumerate(rows):
+            ids[row, : len(row_ids)], seen[row, : len(row_ids)] = torch.tensor(row_ids), 1
+            labels[row, len(row_ids) - answer : len(row_ids)] = torch.tensor(row_ids[-answer:])
+        return {"input_ids": ids, "attention_mask": seen, "labels": labels, **looked}
+
+    def _image(self, path: Path) -> Prepared:
+        with Image.open(path) as opened:
+            return self._tiling.prepare(opened.convert("RGB"))
+
+    def _pixels(self, images: Sequence[Prepared]) -> dict[str, Tensor]:
+        tiles = torch.zeros(len(images), max(len(image.tiles) for image in images), *images[0].tiles.shape[1:])
+        for place, image in enumerate(images):
+            tiles[place, : len(image.tiles)] = torch.from_numpy(image.tiles)
+        pixels = (
+            tiles.mul_(self._tiling.scale).sub_(torch.tensor(self._tiling.mean)).div_(torch.tensor(self._tiling.std))
+        )
+        sizes = torch.tensor([(image.height, image.width) for image in images])
+        return {"pixel_values": pixels.movedim(-1, 2), "image_sizes": sizes}
+
+    @torch.no_grad()
+    def _features(self, path: Path) -> Tensor:
+        """(tokens, width) float16, of an image alone, whichever batch it is in."""
+        if path not in self._seen:
+            taken = {name: value.to(self._model.device) for name, value in self._pixels([self._image(path)]).items()}
+            [features] = self._model.model.get_image_features(**taken, return_dict=True).pooler_output
+            self._seen[path] = features.half().cpu()
+        return self._seen[path]
+
+    def _row(self, entry: Entry, tokens: int) -> tuple[list[int], int]:
+        """Ids of question, image, and answer, and how many the answer has; a rating is cut as scoring reads it."""
+        before, after = self._prompts.ids(entry.question)
+        begin = ANSWER if entry.reply.startswith(ANSWER) else ""
+        answer = self._prompts.of(begin) + self._prompts.of(entry.reply.removeprefix(begin)) + [self._prompts.ends[0]]
+        return [*before, *[self._image_token] * tokens, *after, *answer], len(answer)
