@@ -13,7 +13,7 @@ from worker.procedure import WORDS
 from worker.sources import Listing
 
 SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
-DEMO_NOTE = "model demo is a tiny stand-in with random weights: its scores mean nothing"
+DEMO_NOTE = "model demo is a demo, trained on synthetic distortions: its scores are no substitute for Q-SiT's"
 
 
 def place(uri: str) -> str:

@@ -17,6 +17,8 @@ from PIL import Image
 
 BIN = Path(sys.executable).parent
 QSIT = str(BIN / "qsit")
+SLOW_MODEL = str(Path(__file__).parent / "golden" / "checkpoint")
+"""Its photos have eight times the tokens that the demo's have, so that a job is not over before it is disturbed."""
 
 
 def run(

@@ -76,7 +76,7 @@ def test_the_demo_model_answers_what_it_is_asked_though_everything_is_killed(tmp
         with db.reading(engine) as connection:
             return connection.execute(ANSWERS).scalar_one()
 
-    with started(QSIT, *asking, database_url=sqlite_url, log=tmp_path / "killed.log", QSIT_BATCH_TOKENS="3000"):
+    with started(QSIT, *asking, database_url=sqlite_url, log=tmp_path / "killed.log", QSIT_BATCH_TOKENS="100"):
         until(lambda: answered() > 0)
         kill(family(sqlite_url))
     assert answered() < 48

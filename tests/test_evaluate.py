@@ -77,7 +77,7 @@ def test_people_read_a_table_with_what_was_published(dataset: Path, capfd: pytes
     assert full.split() == ["q-sit,", "published", "0.924", "0.925"]
     assert "RMSE is in the labels' unit, from the least-squares line" in words.err
     assert "trained on SPAQ and KonIQ" in words.err
-    assert "mean nothing" in words.err
+    assert "no substitute" in words.err
 
 
 def test_a_dataset_can_be_named_and_is_otherwise_not_guessed(dataset: Path, capfd: pytest.CaptureFixture[str]) -> None:

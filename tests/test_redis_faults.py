@@ -19,7 +19,7 @@ from models import db
 from models.tables import Item
 from producer.local import broker_program
 from tests.conftest import PHOTOS as EXAMPLES
-from tests.programs import QSIT, family, make_photos, run, started, until
+from tests.programs import QSIT, SLOW_MODEL, family, make_photos, run, started, until
 
 PHOTOS = 64
 
@@ -76,7 +76,7 @@ class Fleet:
 def fleet(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     top = tmp_path_factory.mktemp("fleet")
     database_url, log = f"sqlite:///{top}/qsit.db", top / "log"
-    variables = {"QSIT_BROKER_URL": server.url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(top)}
+    variables = {"QSIT_BROKER_URL": server.url, "QSIT_MODEL": SLOW_MODEL, "QSIT_ROOTS": str(top)}
     slowly = {"QSIT_BATCH_TOKENS": "1000", "OMP_NUM_THREADS": "1"}
     run("db", "upgrade", database_url=database_url)
     with started(QSIT, "worker", database_url=database_url, log=log, **variables, **slowly) as worker:

@@ -57,7 +57,7 @@ def test_the_demo_model_is_called_one_wherever_its_scores_appear() -> None:
     assert exports.write_results([replace(RESULT, model="demo")], "paths", "0-1", io.StringIO())
     assert not exports.write_results([RESULT], "paths", "0-1", io.StringIO())
     lines = list(report.summary(replace(PROGRESS, model="demo"), 5, 1.0, [RESULT], [], {}, "sqlite:///x"))
-    assert "mean nothing" in lines[-1]
+    assert "no substitute" in lines[-1]
 
 
 def test_the_summary_counts_and_points_on() -> None:

@@ -118,7 +118,7 @@ def test_credentials_that_expire_in_mid_job_fail_no_photo(
     log = tmp_path / "log"
     variables = {
         **KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": moto.url, "QSIT_BROKER_URL": broker_url,
-        "QSIT_MODEL": "demo", "QSIT_BATCH_TOKENS": "500",
+        "QSIT_MODEL": "demo", "QSIT_BATCH_TOKENS": "100",
     }  # fmt: skip
     run("db", "upgrade", database_url=database_url)
 

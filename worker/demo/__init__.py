@@ -1,1 +1,4 @@
-"""The checkpoint behind `--model demo`: tiny, of random weights, in the published layout. Its scores mean nothing."""
+"""
+The checkpoint behind `--model demo`: tiny, in the published layout, trained on synthetic distortions by the recipe in
+training/. A demo, and no substitute for Q-SiT.
+"""
