@@ -13,7 +13,7 @@ PARTS = ("producer", "worker", "models", "migrations")
 ALONE = tuple(
     f"worker/{name}.py"
     for name in (
-        *("qsit", "tiles", "procedure", "checkpoint"),
+        *("qsit", "loading", "tiles", "procedure", "checkpoint"),
         *("images", "kinds", "headers", "jpeg2000", "depths", "profiles"),
     )
 )
@@ -66,8 +66,8 @@ def test_torch_and_transformers_are_imported_in_one_place() -> None:
         for name in imported(path) & users.keys():
             users[name].add(str(path.relative_to(ROOT)))
 
-    assert users["transformers"] == {"worker/qsit.py"}
-    model = {f"worker/{name}.py" for name in ("qsit", "forward", "branches", "answering")}
+    assert users["transformers"] == {"worker/loading.py"}
+    model = {f"worker/{name}.py" for name in ("qsit", "loading", "forward", "branches", "answering")}
     assert users["torch"] == {*model, "worker/app.py"}, "app.py asks for GPUs"
 
 

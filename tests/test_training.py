@@ -6,18 +6,22 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import LlavaOnevisionForConditionalGeneration
 
-from training import blank, copies, photos
+from training import blank, copies, photos, scenes
 from training.distortions import DISTORTIONS, distort
+from training.examples import IGNORED, Examples
 from training.figures import Seen, word_table
 from training.lists import Entry, read
-from training.train import LATEST, Plan, train
+from training.plan import Plan
+from training.train import LATEST, train
 from worker.procedure import ANSWER, PROMPT
 from worker.qsit import QSit
 from worker.questions import LEVELS
@@ -25,6 +29,7 @@ from worker.questions import LEVELS
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 PLAN = Plan(epochs=6, batch=4, rate=3e-3)
 FROZEN = replace(PLAN, vision=0)
+SHAKEN = replace(FROZEN, keep=0.5, jitter=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     (folder / "copies").mkdir()
     originals = [EXAMPLES / name for name in ("astronaut.jpg", "coffee.jpg", "rocket.jpg")]
-    entries = [entry for number in range(4) for entry in copies.copy(folder, originals, "train", 0, number)]
+    entries = [entry for number in range(2) for entry in copies.group(folder, originals, "train", 0, number)]
     (folder / "train.json").write_text(json.dumps(entries))
     blank.make(folder / "blank", read(folder / "train.json"))
     return folder
@@ -52,7 +57,7 @@ def run(made: Path, out: Path, plan: Plan = PLAN, stop_after: int | None = None)
 def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp_path: Path, plan: Plan) -> None:
     losses = run(made, tmp_path / "out", plan)
 
-    assert len(losses) == 18
+    assert len(losses) == 24
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     model = QSit.load(str(tmp_path / "out"))
     with Image.open(EXAMPLES / "coffee.jpg") as photo:
@@ -61,7 +66,7 @@ def test_the_loss_falls_and_the_worker_scores_with_what_is_saved(made: Path, tmp
     assert all("vision_tower.vision_model." in name for name in weights(tmp_path / "out") if "vision_tower" in name)
 
 
-@pytest.mark.parametrize("plan", [PLAN, FROZEN], ids=["whole", "frozen"])
+@pytest.mark.parametrize("plan", [PLAN, SHAKEN], ids=["whole", "shaken"])
 def test_interrupted_and_resumed_it_ends_the_same(made: Path, tmp_path: Path, plan: Plan) -> None:
     whole = run(made, tmp_path / "whole", plan)
     parts = run(made, tmp_path / "parts", plan, stop_after=12)  # of which two are lost: the state was saved after ten
@@ -86,6 +91,36 @@ def test_without_a_share_the_tower_stays_and_the_loss_is_that_of_the_pixels(made
         assert torch.equal(before[name].half(), after[name]) == (not name.startswith("language_model.")), name
 
 
+def test_a_step_sees_some_of_the_tokens_moved_and_others_the_next_time(made: Path) -> None:
+    entries = read(made / "train.json")
+    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(made / "blank")
+    whole, shaken = (
+        Examples(made / "blank", model, entries, look_once=True, keep=keep, jitter=jitter)
+        for keep, jitter in ((1.0, 0.0), (0.5, 0.2))
+    )
+
+    full, one, again, other = (
+        examples.batch([0, 4], PLAN.chance(step))
+        for examples, step in ((whole, 0), (shaken, 0), (shaken, 0), (shaken, 1))
+    )
+
+    tokens, some = len(full["features"]), len(one["features"])
+    assert some == pytest.approx(tokens / 2, abs=1)
+    for row in (0, 1):
+        answers = [batch["position_ids"][row][batch["labels"][row] != IGNORED] for batch in (full, one)]
+        assert torch.equal(*answers)  # the answer is where it would be
+    assert (full["position_ids"].diff() == 1)[full["attention_mask"][:, 1:] == 1].all()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["position_ids"], other["position_ids"])
+    closest = torch.cdist(one["features"], full["features"].float()).min(dim=1).values
+    assert (closest > 0).all()
+
+
+def test_tokens_of_a_tower_that_learns_are_not_left_out(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vision of 0"):
+        run(made, tmp_path / "out", replace(PLAN, keep=0.5))
+
+
 def test_the_epoch_that_is_best_on_validation_is_kept(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +132,7 @@ def test_the_epoch_that_is_best_on_validation_is_kept(
         train(made / "blank", entries, out, plan, validation=entries, save_every=5, stop_after=stop_after)
 
     run_until(None, tmp_path / "whole")
-    run_until(6, tmp_path / "second")
+    run_until(8, tmp_path / "second")
 
     kept, last, second = map(weights, (tmp_path / "whole", tmp_path / "whole" / LATEST, tmp_path / "second"))
     assert all(torch.equal(kept[name], second[name]) for name in kept)
@@ -188,6 +223,24 @@ def test_figures_are_of_falling_scores_and_of_words_that_are_far_enough_apart() 
     assert list(falling.pairs()) == [True] * 6
     assert list(rising.pairs()) == [False] * 6
     assert list(word_table([falling]))[2] == "| sharpness | blur, motion, rescaling | 6 | 100.0% |"
+
+
+@pytest.mark.parametrize("make", [scenes.whole, scenes.collage])
+@pytest.mark.parametrize("vary", [False, True])
+def test_a_scene_is_of_the_seed_alone_and_not_larger_than_photos_are_seen(make: Any, vary: bool) -> None:
+    originals = [EXAMPLES / name for name in ("astronaut.jpg", "coffee.jpg", "rocket.jpg")]
+
+    def made(seed: int) -> Image.Image:
+        scene: Image.Image = make(originals, np.random.default_rng(seed), vary=vary)
+        return scene
+
+    some = [made(seed) for seed in range(20)]
+
+    assert all(made(seed).tobytes() == some[seed].tobytes() for seed in (0, 1))
+    assert some[0].resize((64, 64)).tobytes() != some[1].resize((64, 64)).tobytes()
+    assert all(scene.mode == "RGB" and max(scene.size) <= 1024 for scene in some)
+    if make is scenes.collage:
+        assert all(max(scene.size) >= scenes.SMALLEST for scene in some)
 
 
 def distances(name: str, size: tuple[int, int], severities: Sequence[float]) -> list[float]:

@@ -1,25 +1,25 @@
 """
 Distorted copies of photos, and the lists that training and validation read, in Q-SiT's own format.
 
-    python -m training.copies FOLDER [--count 24000] [--seed 0]
+    python -m training.copies FOLDER [--count 18000] [--seed 0]
 
 FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 12 GB.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from training.distortions import DISTORTIONS, REFERENCE, distort, exposed
+from training.distortions import DISTORTIONS, distort
 from training.lists import IMAGE
-from training.photos import fetch
+from training.photos import fetch_or_exit
+from training.scenes import scene, whole
 from worker.procedure import ANSWER, PROMPT, WORDS
 from worker.questions import LEVELS, READY, put
 
@@ -48,12 +48,9 @@ REASONS = {
     "cast": "tinted",
 }
 
-SHAPES = ((4, 3), (3, 4), (3, 2), (2, 3), (1, 1), (16, 9))
-SMALLEST = 320
-"""Pixels of a copy's longer side."""
 SPLITS = ("train", "validation")
 GROUP = 3
-"""So many copies show the same part of a photo under the same distortion: what differs between them is its severity."""
+"""So many copies show the same scene under the same distortion: what differs between them is its severity."""
 PRISTINE = 0.6
 """The share of groups in which one copy is left as it is."""
 
@@ -83,71 +80,28 @@ def entry(name: str, score: float, question: str, answer: str) -> Record:
     return {"id": f"{name}->{score:.4f}", "image": name, "conversations": turns}
 
 
-def cut(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of a photo of a random shape and size, made smaller by half at least where the photo is large enough."""
-    shape = SHAPES[rng.integers(len(SHAPES))]
-    unit = min(photo.width / shape[0], photo.height / shape[1]) * rng.uniform(0.5, 1)
-    width, height = unit * shape[0], unit * shape[1]
-    wanted = SMALLEST * (REFERENCE / SMALLEST) ** rng.uniform(0, 1)
-    sharp = max(width, height) / _shrink(photo)
-    scale = max(min(wanted, sharp), min(SMALLEST, max(width, height))) / max(width, height)
-    left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
-    size, box = (round(width * scale), round(height * scale)), (left, top, left + width, top + height)
-    return photo.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3)
-
-
-def varied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What might be another photo: turned, of other colours, a bit brighter or darker, flatter, softer or sharper."""
-    if rng.random() < 0.7:
-        image = image.transpose(Image.Transpose(int(rng.integers(len(Image.Transpose)))))
-    if rng.random() < 0.5:
-        image = exposed(image, float(np.clip(rng.normal(0, 0.4), -0.8, 0.8)))
-    if rng.random() < 0.7:
-        pixels = np.asarray(image, np.float32)
-        if rng.random() < 0.3:
-            pixels = pixels[:, :, rng.permutation(3)]
-        grey = pixels.mean(axis=2, keepdims=True)
-        pixels = grey + (pixels - grey) * np.float32(0 if rng.random() < 0.1 else rng.uniform(0.5, 1.4))
-        pixels = pixels.mean() + (pixels - pixels.mean()) * np.float32(rng.uniform(0.75, 1.2))
-        pixels = pixels * np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
-        image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-    chance = rng.random()
-    if chance < 0.25:
-        return image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.uniform(0, 80)), 0))
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.5))) if chance < 0.4 else image
-
-
-def _shrink(photo: Image.Image) -> float:
-    """How much smaller a photo is made at least: single pixels of large ones are not sharp."""
-    return 2 if max(photo.size) > 1500 else 1
-
-
-@lru_cache
-def opened(photo: Path) -> Image.Image:
-    """The pixels of a photo."""
-    with Image.open(photo) as file:
-        return file.convert("RGB")
-
-
-def copy(folder: Path, photos: Sequence[Path], split: str, seed: int, number: int) -> list[Record]:
-    """Write one copy; returns what is asked about it: the rating, the ready question about its distortion, another."""
-    group, place = divmod(number, GROUP)
-    rng = np.random.default_rng([seed, SPLITS.index(split), group])
-    photo = opened(photos[int(rng.integers(len(photos)))])
+def group(folder: Path, photos: Sequence[Path], split: str, seed: int, number: int) -> list[Record]:
+    """Write the copies of one scene; returns what each is asked: its rating, about its distortion, and another."""
+    of = [seed, SPLITS.index(split), number]
+    rng = np.random.default_rng(of)
     distortion = str(rng.choice(list(DISTORTIONS)))
-    part = cut(photo, rng)
-    if split == "train":
-        part = varied(part, rng)
+    image = scene(photos, rng) if split == "train" else whole(photos, rng)
     severities = rng.uniform(0, 1, GROUP)
     if rng.random() < PRISTINE:
         severities[0] = 0
-    severity, score = float(severities[place]), opinion(severities[place])
-    name = f"copies/{split}-{number:05}.png"
-    distort(distortion, part, severity, rng).save(folder / name, compress_level=1)
     about = [question for question, harms in HARMS.items() if distortion in harms] or ["overall"]
-    other = str(rng.choice([question for question in READY if question not in about]))
-    asked = {put(READY[question]): reply(question, distortion, severity) for question in (*about, other)}
-    return [entry(name, score, *each) for each in ({PROMPT: ANSWER + level(score)} | asked).items()]
+    entries = []
+    for place, severity in enumerate(severities.tolist()):
+        name = f"copies/{split}-{number:05}-{place}.png"
+        distort(distortion, image, severity, np.random.default_rng([*of, 1])).save(folder / name, compress_level=1)
+        score = opinion(severity)
+        entries.append(entry(name, score, PROMPT, ANSWER + level(score)))
+        other = str(rng.choice([question for question in READY if question not in about]))
+        entries += [
+            entry(name, score, put(READY[question]), reply(question, distortion, severity))
+            for question in (*about, other)
+        ]
+    return entries
 
 
 def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: int) -> Iterator[Record]:
@@ -158,20 +112,17 @@ def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: i
         with Image.open(photo) as file:
             shares += [photo] * max(1, min(4, max(file.size) // 500))
     with get_context("spawn").Pool() as pool:
-        for entries in pool.imap(partial(copy, folder, shares, split, seed), range(count), chunksize=8):
+        for entries in pool.imap(partial(group, folder, shares, split, seed), range(count // GROUP), chunksize=4):
             yield from entries
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=24000)
+    parser.add_argument("--count", type=int, default=18000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    try:
-        photos = fetch(args.folder / "photos")
-    except (OSError, ValueError) as error:
-        sys.exit(f"Error: the photos cannot be fetched: {error}")
+    photos = fetch_or_exit(args.folder / "photos")
     (args.folder / "copies").mkdir(exist_ok=True)
     for split, count in zip(SPLITS, (args.count, args.count // 100), strict=True):
         some = photos[split]

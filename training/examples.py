@@ -35,37 +35,68 @@ def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 class Examples:
     """Entries as a checkpoint sees them, of its own tiles and tokens."""
 
-    def __init__(self, folder: Path, model: Any, entries: Sequence[Entry], *, look_once: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        entries: Sequence[Entry],
+        *,
+        look_once: bool,
+        keep: float = 1.0,
+        jitter: float = 0.0,
+    ) -> None:
+        """
+        keep: the share of an image's tokens that a batch has of it, others each time (PatchDropout, arXiv 2208.07220).
+        jitter: how far all features of an image are moved, at random, for a batch; in standard deviations of what
+            images of the batch are on average. Both are for images that are looked at once.
+        """
         config = model.config
         self._tiling = Tiling.of_checkpoint(folder)
         self._image_token = config.image_token_id
         ends = [config.text_config.eos_token_id]
         self._prompts = Prompts(folder, AutoTokenizer.from_pretrained(folder), config.image_token_id, ends)
         self._model, self._entries, self._look_once = model, entries, look_once
+        self._keep, self._jitter = keep, jitter
         self._seen: dict[Path, Tensor] = {}
 
-    def batch(self, places: Sequence[int]) -> dict[str, Tensor]:
+    def batch(self, places: Sequence[int], chance: torch.Generator) -> dict[str, Tensor]:
         """
         What the model takes, and labels: padded on the right, where nothing sees it.
 
         Images are pixels, or, where each is looked at once, the features that the model made of them, kept in memory.
         """
         entries = [self._entries[place] for place in places]
+        looked: dict[str, Tensor]
         if self._look_once:
             features = [self._features(entry.image) for entry in entries]
-            looked = {"features": torch.cat(features)}
+            kept = [self._some(len(each), chance) for each in features]
+            looked = {"features": self._moved(features, kept, chance)}
             tokens = [len(each) for each in features]
         else:
             images = [self._image(entry.image) for entry in entries]
             looked = self._pixels(images)
             tokens = [image.tokens for image in images]
-        rows = [self._row(entry, count) for entry, count in zip(entries, tokens, strict=True)]
-        longest = max(len(ids) for ids, _ in rows)
-        ids, labels, seen = (torch.full((len(rows), longest), value) for value in (0, IGNORED, 0))
-        for row, (row_ids, answer) in enumerate(rows):
+            kept = [list(range(count)) for count in tokens]
+        rows = [self._row(*each) for each in zip(entries, tokens, kept, strict=True)]
+        longest = max(len(ids) for ids, _, _ in rows)
+        ids, labels, seen, positions = (torch.full((len(rows), longest), value) for value in (0, IGNORED, 0, 0))
+        for row, (row_ids, row_positions, answer) in enumerate(rows):
             ids[row, : len(row_ids)], seen[row, : len(row_ids)] = torch.tensor(row_ids), 1
+            positions[row, : len(row_ids)] = torch.tensor(row_positions)
             labels[row, len(row_ids) - answer : len(row_ids)] = torch.tensor(row_ids[-answer:])
-        return {"input_ids": ids, "attention_mask": seen, "labels": labels, **looked}
+        return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, "labels": labels, **looked}
+
+    def _some(self, tokens: int, chance: torch.Generator) -> list[int]:
+        """Which tokens of an image a batch has of it, in order."""
+        order = torch.randperm(tokens, generator=chance)
+        some: list[int] = order[: max(1, round(self._keep * tokens))].sort().values.tolist()
+        return some
+
+    def _moved(self, features: Sequence[Tensor], kept: Sequence[Sequence[int]], chance: torch.Generator) -> Tensor:
+        means = torch.stack([each.float().mean(0) for each in features])
+        far = torch.randn(means.shape, generator=chance) * means.std(0, correction=0) * self._jitter
+        some = [each[places].float() + offset for each, places, offset in zip(features, kept, far, strict=True)]
+        return torch.cat(some)
 
     def _image(self, path: Path) -> Prepared:
         with Image.open(path) as opened:
@@ -90,9 +121,16 @@ class Examples:
             self._seen[path] = features.half().cpu()
         return self._seen[path]
 
-    def _row(self, entry: Entry, tokens: int) -> tuple[list[int], int]:
-        """Ids of question, image, and answer, and how many the answer has; a rating is cut as scoring reads it."""
+    def _row(self, entry: Entry, tokens: int, kept: Sequence[int]) -> tuple[list[int], list[int], int]:
+        """
+        Of question, image and answer: ids, their positions, and how many ids the answer has. A rating is cut as scoring
+        reads it.
+        """
         before, after = self._prompts.ids(entry.question)
         begin = ANSWER if entry.reply.startswith(ANSWER) else ""
         answer = self._prompts.of(begin) + self._prompts.of(entry.reply.removeprefix(begin)) + [self._prompts.ends[0]]
-        return [*before, *[self._image_token] * tokens, *after, *answer], len(answer)
+        rest = [*after, *answer]
+        image = len(before) + tokens
+        ids = [*before, *[self._image_token] * len(kept), *rest]
+        positions = [*range(len(before)), *(len(before) + place for place in kept), *range(image, image + len(rest))]
+        return ids, positions, len(answer)

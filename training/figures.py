@@ -20,9 +20,10 @@ import torch
 from PIL import Image, ImageOps
 
 from producer.agreement import agreement
-from training.copies import HARMS, opened
+from training.copies import HARMS
 from training.distortions import DISTORTIONS, distort
-from training.photos import fetch
+from training.photos import fetch_or_exit
+from training.scenes import opened
 from worker.qsit import QSit
 from worker.questions import LEVELS, READY
 
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--sizes", nargs="+", default=["1024x768", "384x384", "4000x3000"])
     args = parser.parse_args()
-    photos = fetch(args.folder / "photos")["test"]
+    photos = fetch_or_exit(args.folder / "photos")["test"]
     found: dict[str, list[Seen]] = {}
     for size in args.sizes:
         width, height = map(int, size.split("x"))

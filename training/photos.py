@@ -84,6 +84,14 @@ def fetch(folder: Path) -> dict[str, list[Path]]:
     return {split: [folder / _file(name) for name in names] for split, names in SPLITS.items()}
 
 
+def fetch_or_exit(folder: Path) -> dict[str, list[Path]]:
+    """`fetch`, for a program: what goes wrong ends it in one line."""
+    try:
+        return fetch(folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: the photos cannot be fetched: {error}")
+
+
 def _file(name: str) -> str:
     """`wallpapers/Path/contents/images/2560x1600.jpg` is kept as `Path.jpg`."""
     path = Path(name)

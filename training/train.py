@@ -9,14 +9,13 @@ Interrupted, the same command goes on where it was last saved, and ends as if it
 """
 
 import argparse
-import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from models.errors import QsitError
 from producer.agreement import agreement
 from training.examples import Examples, loss_of
 from training.lists import Entry, read
+from training.plan import Plan
 from training.published import save
 from worker.procedure import PROMPT
 from worker.qsit import QSit
@@ -37,38 +37,6 @@ STATE = "training.pt"
 """What a run needs to go on, in the folder that it writes."""
 LATEST = "latest"
 """The folder in there with the checkpoint of the latest epoch, be it the best or not."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What, beside checkpoint and list, decides how training ends."""
-
-    epochs: int = 2
-    batch: int = 16
-    rate: float = 1e-5
-    warmup: float = 0.05  # the share of steps in which the rate rises; then it falls along a cosine
-    vision: float = 0.05  # the share of the rate that the vision tower learns with; 0: nor does the projector learn
-    decay: float = 0.05  # of the other matrices
-    norm: float = 1.0  # to which gradients are cut
-    seed: int = 0
-
-    def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, from 0."""
-        rising = max(1, round(self.warmup * steps))
-        if step < rising:
-            return self.rate * (step + 1) / rising
-        return self.rate * (0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-    def order(self, entries: int) -> list[list[int]]:
-        """The places of the entries of each step, all epochs in a row; what does not fill a batch is left to chance."""
-        generator = torch.Generator().manual_seed(self.seed)
-        batch = min(self.batch, entries)
-        return [
-            some.tolist()
-            for _ in range(self.epochs)
-            for some in torch.randperm(entries, generator=generator).split(batch)
-            if len(some) == batch
-        ]
 
 
 def train(
@@ -88,10 +56,12 @@ def train(
     save_every: steps, after which the state is saved; stop_after: as many, as if interrupted there.
 
     Raises:
-        ValueError: when there is nothing to train on, or `out` holds a run with other settings.
+        ValueError: when there is nothing to train on, settings do not go together, or `out` holds a run with others.
     """
     if not entries:
         raise ValueError("the list has no entries")
+    if plan.vision and (plan.keep < 1 or plan.jitter):
+        raise ValueError("keep and jitter are for features that are kept: give a vision of 0, too")
     of = {**asdict(plan), "entries": len(entries)}
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     model.to(device).train()
@@ -109,9 +79,11 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     order = plan.order(len(entries))
     losses, best = _resumed(out, of, model, optimizer)
-    examples = Examples(checkpoint, model, entries, look_once=not plan.vision)
+    examples = Examples(checkpoint, model, entries, look_once=not plan.vision, keep=plan.keep, jitter=plan.jitter)
     began, first = time.monotonic(), len(losses)
-    for step, batch in enumerate(_ahead(examples, order[first:stop_after]), start=first):
+    steps = range(len(order))[first:stop_after]
+    batches = _ahead(lambda step: examples.batch(order[step], plan.chance(step)), steps)
+    for step, batch in enumerate(batches, start=first):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate_at(step, len(order)) * group["share"]
         moved = {name: value.to(device) for name, value in batch.items()}
@@ -136,12 +108,12 @@ def train(
     return losses
 
 
-def _ahead(examples: Examples, order: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
-    """Each batch, while the next is made."""
+def _ahead(make: Callable[[int], dict[str, Tensor]], steps: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+    """The batch of each step, while the next is made."""
     with ThreadPoolExecutor(1) as pool:
         coming = None
-        for places in order:
-            ready, coming = coming, pool.submit(examples.batch, places)
+        for step in steps:
+            ready, coming = coming, pool.submit(make, step)
             if ready is not None:
                 yield ready.result()
         if coming is not None:
@@ -220,11 +192,24 @@ def main() -> None:
         "of the rate, for the vision tower; 0: tower and projector stay as they are, and what they make of each image "
         "is kept in memory"
     ))  # fmt: skip
+    parser.add_argument("--keep", type=float, default=Plan.keep, metavar="SHARE", help=(
+        "with --vision 0: of the tokens of an image, those that a step sees, others in each epoch"
+    ))  # fmt: skip
+    parser.add_argument("--jitter", type=float, default=Plan.jitter, metavar="DEVIATIONS", help=(
+        "with --vision 0: how far the features of an image are moved in each step, at random"
+    ))  # fmt: skip
     parser.add_argument("--decay", type=float, default=Plan.decay)
     parser.add_argument("--seed", type=int, default=Plan.seed)
     args = parser.parse_args()
     plan = Plan(
-        epochs=args.epochs, batch=args.batch, rate=args.rate, vision=args.vision, decay=args.decay, seed=args.seed
+        epochs=args.epochs,
+        batch=args.batch,
+        rate=args.rate,
+        vision=args.vision,
+        keep=args.keep,
+        jitter=args.jitter,
+        decay=args.decay,
+        seed=args.seed,
     )
     try:
         validation = read(args.validation) if args.validation else []

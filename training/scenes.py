@@ -1,0 +1,118 @@
+"""What is distorted: parts of photos and collages of them, of which few photos give many."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from training.distortions import REFERENCE, exposed
+
+SHAPES = ((4, 3), (3, 4), (3, 2), (2, 3), (1, 1), (16, 9))
+SMALLEST = 320
+"""Pixels of the longer side."""
+STEP = 128
+"""Photos whose sides are multiples of this are seen pixel by pixel."""
+PIECES = 6
+"""A collage has as many pieces at most, beside what is behind them."""
+
+
+def scene(photos: Sequence[Path], rng: np.random.Generator) -> Image.Image:
+    """As good as it gets: half are collages, and half of either are of `varied` parts."""
+    make = collage if rng.random() < 0.5 else whole
+    return make(photos, rng, vary=rng.random() < 0.5)
+
+
+def whole(photos: Sequence[Path], rng: np.random.Generator, *, vary: bool = False) -> Image.Image:
+    """A part of one photo."""
+    return _part(photos, size(rng), rng, vary)
+
+
+def collage(photos: Sequence[Path], rng: np.random.Generator, *, vary: bool) -> Image.Image:
+    """Pieces of photos, sharp, before a part of another, which is blurred now and then, as if out of focus."""
+    wanted = size(rng)
+    canvas = _part(photos, wanted, rng, vary)
+    if canvas.size != wanted:
+        canvas = ImageOps.fit(canvas, wanted, Image.Resampling.BICUBIC)
+    elif rng.random() < 0.3:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(2, 8)))
+    for _ in range(rng.integers(1, PIECES, endpoint=True)):
+        width, height = (int(side * rng.uniform(0.2, 0.8)) for side in wanted)
+        piece = _part(photos, (width, height), rng, vary)
+        left, top = (
+            round(rng.uniform(-0.2 * part, side - 0.8 * part)) for part, side in zip(piece.size, wanted, strict=True)
+        )
+        canvas.paste(piece, (left, top), _outline(piece.size, rng))
+    return canvas
+
+
+def size(rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height: half as large as photos are seen, the others smaller, half of these seen pixel by pixel."""
+    shape, chance = SHAPES[rng.integers(len(SHAPES))], rng.random()
+    longer = float(REFERENCE)
+    if chance < 0.25:
+        longer = SMALLEST * (REFERENCE / SMALLEST) ** rng.random()
+    elif chance < 0.5:
+        longer = STEP * int(rng.integers(3, REFERENCE // STEP))
+    return round(longer * shape[0] / max(shape)), round(longer * shape[1] / max(shape))
+
+
+def varied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """What might be another photo: turned, of other colours, a bit brighter or darker, flatter, softer or sharper."""
+    if rng.random() < 0.7:
+        image = image.transpose(Image.Transpose(int(rng.integers(len(Image.Transpose)))))
+    if rng.random() < 0.5:
+        image = exposed(image, float(np.clip(rng.normal(0, 0.4), -0.8, 0.8)))
+    if rng.random() < 0.7:
+        pixels = np.asarray(image, np.float32)
+        if rng.random() < 0.3:
+            pixels = pixels[:, :, rng.permutation(3)]
+        grey = pixels.mean(axis=2, keepdims=True)
+        pixels = grey + (pixels - grey) * np.float32(0 if rng.random() < 0.1 else rng.uniform(0.5, 1.4))
+        pixels = pixels.mean() + (pixels - pixels.mean()) * np.float32(rng.uniform(0.75, 1.2))
+        pixels = pixels * np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
+        image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    chance = rng.random()
+    if chance < 0.25:
+        return image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.uniform(0, 80)), 0))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.5))) if chance < 0.4 else image
+
+
+@lru_cache
+def opened(photo: Path) -> Image.Image:
+    """The pixels of a photo."""
+    with Image.open(photo) as file:
+        return file.convert("RGB")
+
+
+def _part(photos: Sequence[Path], wanted: tuple[int, int], rng: np.random.Generator, vary: bool) -> Image.Image:
+    """Of any of the photos: of that size where the photo is large enough, else of that shape; never enlarged."""
+    photo = opened(photos[int(rng.integers(len(photos)))])
+    least = 2 if max(photo.size) > 1500 else 1  # single pixels of large photos are not sharp
+    most = min(photo.width / wanted[0], photo.height / wanted[1])
+    fits = min(1, most / least)
+    width, height = (max(1, int(side * fits)) for side in wanted)
+    shrunk = least * max(1, most / least) ** rng.random()
+    left = rng.uniform(0, max(0, photo.width - width * shrunk))
+    top = rng.uniform(0, max(0, photo.height - height * shrunk))
+    box = (left, top, min(photo.width, left + width * shrunk), min(photo.height, top + height * shrunk))
+    part = photo.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3)
+    return varied(part, rng) if vary else part
+
+
+def _outline(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A mask with soft edges: a rectangle, an ellipse or a polygon."""
+    mask = Image.new("L", size)
+    draw, chance = ImageDraw.Draw(mask), rng.random()
+    if chance < 0.4:
+        draw.rectangle((0, 0, *size), fill=255)
+    elif chance < 0.7:
+        draw.ellipse((0, 0, size[0] - 1, size[1] - 1), fill=255)
+    else:
+        corners = int(rng.integers(3, 8))
+        angles, reach = np.sort(rng.uniform(0, 2 * math.pi, corners)), rng.uniform(0.5, 1, corners)
+        right, down = size[0] / 2 * (1 + reach * np.cos(angles)), size[1] / 2 * (1 + reach * np.sin(angles))
+        draw.polygon(list(zip(right.tolist(), down.tolist(), strict=True)), fill=255)
+    return mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
