@@ -116,6 +116,12 @@ def test_a_step_sees_some_of_the_tokens_moved_and_others_the_next_time(made: Pat
     assert (closest > 0).all()
 
 
+@pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 1.5}, {"jitter": -1.0}])
+def test_a_share_of_tokens_that_is_none_is_refused(made: Path, tmp_path: Path, wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="keep is a share"):
+        run(made, tmp_path / "out", replace(FROZEN, **wrong))
+
+
 def test_tokens_of_a_tower_that_learns_are_not_left_out(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vision of 0"):
         run(made, tmp_path / "out", replace(PLAN, keep=0.5))

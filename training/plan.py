@@ -15,8 +15,8 @@ class Plan:
     rate: float = 1e-5
     warmup: float = 0.05  # the share of steps in which the rate rises; then it falls along a cosine
     vision: float = 0.05  # the share of the rate that the vision tower learns with; 0: nor does the projector learn
-    keep: float = 1.0  # of Examples, as is jitter; for vision 0 alone
-    jitter: float = 0.0
+    keep: float = 1.0  # see Examples; for vision 0 alone
+    jitter: float = 0.0  # likewise
     decay: float = 0.05  # of the other matrices
     norm: float = 1.0  # to which gradients are cut
     seed: int = 0

@@ -60,6 +60,8 @@ def train(
     """
     if not entries:
         raise ValueError("the list has no entries")
+    if not 0 < plan.keep <= 1 or plan.jitter < 0:
+        raise ValueError("keep is a share above 0 and up to 1, jitter is not below 0")
     if plan.vision and (plan.keep < 1 or plan.jitter):
         raise ValueError("keep and jitter are for features that are kept: give a vision of 0, too")
     of = {**asdict(plan), "entries": len(entries)}
@@ -83,7 +85,7 @@ def train(
     began, first = time.monotonic(), len(losses)
     steps = range(len(order))[first:stop_after]
     batches = _ahead(lambda step: examples.batch(order[step], plan.chance(step)), steps)
-    for step, batch in enumerate(batches, start=first):
+    for step, batch in zip(steps, batches, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate_at(step, len(order)) * group["share"]
         moved = {name: value.to(device) for name, value in batch.items()}
@@ -193,7 +195,7 @@ def main() -> None:
         "is kept in memory"
     ))  # fmt: skip
     parser.add_argument("--keep", type=float, default=Plan.keep, metavar="SHARE", help=(
-        "with --vision 0: of the tokens of an image, those that a step sees, others in each epoch"
+        "with --vision 0: of the tokens of an image, those that a step sees, others every time"
     ))  # fmt: skip
     parser.add_argument("--jitter", type=float, default=Plan.jitter, metavar="DEVIATIONS", help=(
         "with --vision 0: how far the features of an image are moved in each step, at random"
