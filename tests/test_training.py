@@ -249,6 +249,17 @@ def test_a_scene_is_of_the_seed_alone_and_not_larger_than_photos_are_seen(make: 
         assert all(max(scene.size) >= scenes.SMALLEST for scene in some)
 
 
+def test_another_light_is_of_the_seed_alone_and_changes_no_size() -> None:
+    with Image.open(EXAMPLES / "coffee.jpg") as opened:
+        photo = opened.convert("RGB")
+
+    some = [scenes.lit(photo, np.random.default_rng(seed)) for seed in (0, 0, 1, 2)]
+
+    assert some[0].tobytes() == some[1].tobytes()
+    assert len({photo.tobytes(), *(image.tobytes() for image in some)}) == 4
+    assert {(image.size, image.mode) for image in some} == {(photo.size, "RGB")}
+
+
 def distances(name: str, size: tuple[int, int], severities: Sequence[float]) -> list[float]:
     """How far copies are from the photo, root mean square, both at the smaller size."""
     with Image.open(EXAMPLES / "coffee.jpg") as opened:

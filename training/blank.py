@@ -33,7 +33,7 @@ PATTERNS = len(STEPS) ** 2 + 2 * len(COLOURS) ** 2
 CONSTANTS = slice(PATTERNS, PATTERNS + 4)
 """They keep normalising from making a faint patch a strong one; how small they come out tells how strong it is."""
 STRENGTH = CONSTANTS.stop
-TONES = torch.linspace(-2.6, 2.6, 15)
+TONES = torch.linspace(-3.2, 3.2, 15)
 TONE = slice(STRENGTH + 1, STRENGTH + 1 + len(TONES) - 2)
 """How many patches are about how bright; the rest of the width is free."""
 SHIFT = 6.0

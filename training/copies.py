@@ -124,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     photos = fetch_or_exit(args.folder / "photos")
     (args.folder / "copies").mkdir(exist_ok=True)
-    for split, count in zip(SPLITS, (args.count, args.count // 100), strict=True):
+    for split, count in zip(SPLITS, (args.count, args.count // 50), strict=True):
         some = photos[split]
         entries = list(copies(args.folder, some, split, count, args.seed))
         (args.folder / f"{split}.json").write_text(json.dumps(entries, indent=1))

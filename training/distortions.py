@@ -67,21 +67,21 @@ def underexposure(image: Image.Image, severity: float, _: np.random.Generator, _
 
 
 def overexposure(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
-    """By up to three stops, what is too bright clipped."""
-    return exposed(image, 3 * severity)
+    """By up to four stops, what is too bright clipped."""
+    return exposed(image, 4 * severity)
 
 
 def contrast(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
     """Down to a tenth, around the mean."""
     pixels = _pixels(image)
     mean = pixels.mean()
-    return _image(mean + (pixels - mean) * (1 - 0.9 * severity))
+    return _image(mean + (pixels - mean) * (1 - 0.9 * severity**0.7))
 
 
 def cast(image: Image.Image, severity: float, rng: np.random.Generator, _scale: float) -> Image.Image:
     """Of a random hue: channels are multiplied with up to 2.7, or divided by it, at the same brightness."""
     angle = rng.uniform(0, 2 * math.pi)
-    gains = np.exp(severity * np.cos(angle + np.array([0, 2, 4]) * math.pi / 3)).astype(np.float32)
+    gains = np.exp(severity**0.8 * np.cos(angle + np.array([0, 2, 4]) * math.pi / 3)).astype(np.float32)
     brightness = gains @ np.array([0.299, 0.587, 0.114], np.float32)
     return _image(_pixels(image) * (gains / brightness))
 

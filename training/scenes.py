@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from training.distortions import REFERENCE, exposed
@@ -17,12 +18,15 @@ STEP = 128
 """Photos whose sides are multiples of this are seen pixel by pixel."""
 PIECES = 6
 """A collage has as many pieces at most, beside what is behind them."""
+GAMMA = 2.2
+"""Of the light that a pixel stands for."""
 
 
 def scene(photos: Sequence[Path], rng: np.random.Generator) -> Image.Image:
-    """As good as it gets: half are collages, and half of either are of `varied` parts."""
-    make = collage if rng.random() < 0.5 else whole
-    return make(photos, rng, vary=rng.random() < 0.5)
+    """As good as it gets: half are collages; two of three are of `varied` parts, half of these `lit`."""
+    make, chance = collage if rng.random() < 0.5 else whole, rng.random()
+    image = make(photos, rng, vary=chance < 2 / 3)
+    return lit(image, rng) if chance < 1 / 3 else image
 
 
 def whole(photos: Sequence[Path], rng: np.random.Generator, *, vary: bool = False) -> Image.Image:
@@ -80,6 +84,23 @@ def varied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.5))) if chance < 0.4 else image
 
 
+def lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """In other light: parts of it up to three stops darker than others, of other colours, or out of focus."""
+    if rng.random() < 0.3:
+        soft = image.filter(ImageFilter.GaussianBlur(rng.uniform(2, 8)))
+        image = Image.composite(image, soft, _sharp(image.size, rng))
+    pixels = np.asarray(image, np.float32) / 255
+    if rng.random() < 0.5:
+        pixels = pixels ** np.float32(np.exp(rng.normal(0, 0.3)))
+    if rng.random() < 0.6:
+        stops = rng.uniform(0, 3) * _field(image.size, rng)
+        pixels = pixels * np.exp2(-(stops - stops.min()) / GAMMA)[:, :, None]
+    if rng.random() < 0.5:
+        reach = rng.uniform(0, 0.5)
+        pixels = pixels * np.exp2(np.dstack([reach * _field(image.size, rng) for _ in range(3)]) / GAMMA)
+    return Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8))
+
+
 @lru_cache
 def opened(photo: Path) -> Image.Image:
     """The pixels of a photo."""
@@ -116,3 +137,14 @@ def _outline(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
         right, down = size[0] / 2 * (1 + reach * np.cos(angles)), size[1] / 2 * (1 + reach * np.sin(angles))
         draw.polygon(list(zip(right.tolist(), down.tolist(), strict=True)), fill=255)
     return mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
+
+
+def _field(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Of that width and height: smooth, from about -0.5 to 0.5."""
+    few = rng.uniform(-0.5, 0.5, rng.integers(2, 6, 2)).astype(np.float32)
+    return np.asarray(Image.fromarray(few).resize(size, Image.Resampling.BICUBIC))
+
+
+def _sharp(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A mask of what is in focus, about half."""
+    return Image.fromarray(np.clip(127 + 2000 * _field(size, rng), 0, 255).astype(np.uint8))
