@@ -57,7 +57,7 @@ def test_what_it_says_to_a_ready_question_is_one_of_its_choices(model: QSit, nam
     assert not said.cut
 
 
-@pytest.mark.parametrize("name", ["astronaut.jpg", "cat.jpg", "coffee.jpg"])
+@pytest.mark.parametrize("name", ["astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg"])
 @pytest.mark.parametrize("question", ["sharpness", "noise", "exposure"])
 def test_a_copy_that_is_much_worse_gets_the_worse_word(model: QSit, question: str, name: str) -> None:
     worse = distort(HARMS[question][0], photo(name), 0.9, np.random.default_rng(0))
