@@ -34,6 +34,7 @@ CONSTANTS = slice(PATTERNS, PATTERNS + 4)
 """They keep normalising from making a faint patch a strong one; how small they come out tells how strong it is."""
 STRENGTH = CONSTANTS.stop
 TONES = torch.linspace(-3.2, 3.2, 15)
+"""Of a patch's brightness, once normalised: an even one is -2.7 if black and 2.7 if white."""
 TONE = slice(STRENGTH + 1, STRENGTH + 1 + len(TONES) - 2)
 """How many patches are about how bright; the rest of the width is free."""
 SHIFT = 6.0
