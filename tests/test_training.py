@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from producer.agreement import agreement
 from training import blank, copies, photos, scenes
 from training.distortions import DISTORTIONS, distort
-from training.examples import IGNORED, Examples
+from training.examples import IGNORED, Examples, loss_of
 from training.figures import Seen, word_table
 from training.lists import Entry, read
 from training.plan import Plan
-from training.train import LATEST, train
+from training.train import train
 from worker.procedure import ANSWER, PROMPT
 from worker.qsit import QSit
 from worker.questions import LEVELS
@@ -116,6 +116,25 @@ def test_a_step_sees_some_of_the_tokens_moved_and_others_the_next_time(made: Pat
     assert (closest > 0).all()
 
 
+def test_tokens_that_are_kept_have_the_weight_of_all(made: Path) -> None:
+    entries = read(made / "train.json")
+    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(made / "blank")
+    whole, some, nearly_all = (
+        Examples(made / "blank", model, entries, look_once=True, keep=keep).batch([0, 1, 4], PLAN.chance(0))
+        for keep in (1.0, 0.3, 0.9999)
+    )
+
+    image, last = model.config.image_token_id, some["attention_mask"].shape[-1] - 1
+    for row in range(3):
+        weights = some["attention_mask"][row, 0, last].exp()
+        assert weights[some["input_ids"][row] == image].sum().item() == pytest.approx(
+            (whole["input_ids"][row] == image).sum().item(), rel=1e-5
+        )
+        assert set(weights[some["input_ids"][row] != image].tolist()) <= {0.0, 1.0}  # 0 is where there is nothing
+    assert (some["attention_mask"][:, 0].exp().triu(1) == 0).all()  # what comes later is not seen
+    assert loss_of(model, nearly_all).item() == pytest.approx(loss_of(model, whole).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 1.5}, {"jitter": -1.0}])
 def test_a_share_of_tokens_that_is_none_is_refused(made: Path, tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="keep is a share"):
@@ -127,22 +146,21 @@ def test_tokens_of_a_tower_that_learns_are_not_left_out(made: Path, tmp_path: Pa
         run(made, tmp_path / "out", replace(PLAN, keep=0.5))
 
 
-def test_the_epoch_that_is_best_on_validation_is_kept(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_epoch_is_validated_and_the_last_is_kept(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries, plan = read(made / "train.json"), Plan(epochs=3, batch=4, rate=3e-3)
+    entries = read(made / "train.json")
+    train(made / "blank", entries, tmp_path, Plan(epochs=3, batch=4, rate=3e-3), validation=entries)
 
-    def run_until(stop_after: int | None, out: Path) -> None:
-        srccs = iter([0.5, 0.7, 0.6])
-        monkeypatch.setattr("training.train.agreement", lambda *_: SimpleNamespace(srcc=next(srccs)))
-        train(made / "blank", entries, out, plan, validation=entries, save_every=5, stop_after=stop_after)
-
-    run_until(None, tmp_path / "whole")
-    run_until(8, tmp_path / "second")
-
-    kept, last, second = map(weights, (tmp_path / "whole", tmp_path / "whole" / LATEST, tmp_path / "second"))
-    assert all(torch.equal(kept[name], second[name]) for name in kept)
-    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+    told = [line for line in capsys.readouterr().out.splitlines() if "validation" in line]
+    model, scores, opinions = QSit.load(str(tmp_path)), [], []
+    for entry in entries:
+        if entry.question == PROMPT:
+            with Image.open(entry.image) as photo:
+                scores += [score.value for score in model.score([model.prepare(photo)])]
+            opinions.append(entry.opinion)
+    assert len(told) == 3
+    assert told[-1].endswith(f"SRCC {agreement(scores, opinions).srcc:.3f}")
 
 
 def test_another_plan_does_not_go_on_with_a_run(made: Path, tmp_path: Path) -> None:

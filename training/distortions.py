@@ -38,10 +38,17 @@ def motion(image: Image.Image, severity: float, rng: np.random.Generator, scale:
 
 
 def noise(image: Image.Image, severity: float, rng: np.random.Generator, scale: float) -> Image.Image:
-    """Gaussian, of up to a quarter of full scale, in each channel."""
+    """
+    Gaussian, of up to 0.15 of full scale, in a random part the same in all channels.
+
+    That part is what stays of it in a JPEG with colours at half the size.
+    """
     width, height = _at_reference(image, scale)
-    grain = rng.normal(0, 255 * 0.25 * severity**1.3, (height, width, 3)).astype(np.float32)
-    return _image(_pixels(image) + _enlarged(grain, image.size))
+    grey = rng.random()
+    grain = math.sqrt(grey) * rng.normal(size=(height, width, 1)) + math.sqrt(1 - grey) * rng.normal(
+        size=(height, width, 3)
+    )
+    return _image(_pixels(image) + _enlarged((grain * 255 * 0.15 * severity**1.3).astype(np.float32), image.size))
 
 
 def jpeg(image: Image.Image, severity: float, _: np.random.Generator, scale: float) -> Image.Image:
@@ -62,8 +69,8 @@ def rescaling(image: Image.Image, severity: float, _: np.random.Generator, scale
 
 
 def underexposure(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:
-    """By up to four stops."""
-    return exposed(image, -4 * severity)
+    """By up to five stops."""
+    return exposed(image, -5 * severity)
 
 
 def overexposure(image: Image.Image, severity: float, _: np.random.Generator, _scale: float) -> Image.Image:

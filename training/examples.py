@@ -47,6 +47,8 @@ class Examples:
     ) -> None:
         """
         keep: the share of an image's tokens that a batch has of it, others each time (PatchDropout, arXiv 2208.07220).
+            Each of them counts in attention for all that it stands for; otherwise, what is learned from few does not
+            hold where all are seen.
         jitter: how far all features of an image are moved, at random, for a batch; in standard deviations of what
             images of the batch are on average. Both are for images that are looked at once.
         """
@@ -84,7 +86,15 @@ class Examples:
             ids[row, : len(row_ids)], seen[row, : len(row_ids)] = torch.tensor(row_ids), 1
             positions[row, : len(row_ids)] = torch.tensor(row_positions)
             labels[row, len(row_ids) - answer : len(row_ids)] = torch.tensor(row_ids[-answer:])
+        if self._keep < 1:
+            seen = self._weighed(seen, ids, [count / len(some) for count, some in zip(tokens, kept, strict=True)])
         return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, "labels": labels, **looked}
+
+    def _weighed(self, seen: Tensor, ids: Tensor, counts: Sequence[float]) -> Tensor:
+        """(rows, 1, longest, longest): what is added in attention, so that an image's token has the weight of many."""
+        weights: Tensor = (ids == self._image_token) * torch.tensor(counts).log()[:, None]
+        hidden = torch.ones(ids.shape[1], ids.shape[1]).triu(1) + (1 - seen)[:, None, None, :]
+        return weights[:, None, None, :].masked_fill(hidden > 0, torch.finfo(weights.dtype).min)
 
     def _some(self, tokens: int, chance: torch.Generator) -> list[int]:
         """Which tokens of an image a batch has of it, in order."""

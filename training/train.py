@@ -3,8 +3,8 @@ Train a LLaVA-OneVision checkpoint on lists in Q-SiT's own format.
 
     python -m training.train CHECKPOINT LIST OUT [--validation LIST] [--epochs 2] [--batch 16] [--rate 1e-5] ...
 
-CHECKPOINT is a folder in the published layout, and so is what OUT becomes: that of the last epoch or, with a list to
-validate on, of the epoch with the best SRCC. The loss is on the answers alone.
+CHECKPOINT is a folder in the published layout, and so is what OUT becomes, with every epoch anew. The loss is on the
+answers alone; a list to validate on tells the SRCC after each epoch.
 Interrupted, the same command goes on where it was last saved, and ends as if it had not been.
 """
 
@@ -35,8 +35,6 @@ from worker.qsit import QSit
 
 STATE = "training.pt"
 """What a run needs to go on, in the folder that it writes."""
-LATEST = "latest"
-"""The folder in there with the checkpoint of the latest epoch, be it the best or not."""
 
 
 def train(
@@ -80,7 +78,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     order = plan.order(len(entries))
-    losses, best = _resumed(out, of, model, optimizer)
+    losses = _resumed(out, of, model, optimizer)
     examples = Examples(checkpoint, model, entries, look_once=not plan.vision, keep=plan.keep, jitter=plan.jitter)
     began, first = time.monotonic(), len(losses)
     steps = range(len(order))[first:stop_after]
@@ -98,12 +96,9 @@ def train(
         losses.append(loss.item())
         done = step + 1
         if done == len(order) or done % (len(order) // plan.epochs) == 0:
-            srcc = _saved_and_validated(checkpoint, model, out / LATEST, validation)
-            if best is None or srcc is None or srcc > best:
-                best = srcc
-                shutil.copytree(out / LATEST, out, dirs_exist_ok=True)
+            _save_and_validate(checkpoint, model, out, validation)
         if done % save_every == 0 or done == len(order):
-            _save_state(out, of, model, optimizer, losses, best)
+            _save_state(out, of, model, optimizer, losses)
             left = (time.monotonic() - began) / (done - first) * (len(order) - done)
             recent = losses[-save_every:]
             _say(f"step {done:,} of {len(order):,}: loss {sum(recent) / len(recent):.4f}, {left / 60:.0f} min left")
@@ -122,41 +117,38 @@ def _ahead(make: Callable[[int], dict[str, Tensor]], steps: Iterable[int]) -> It
             yield coming.result()
 
 
-def _resumed(
-    out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer
-) -> tuple[list[float], float | None]:
+def _resumed(out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> list[float]:
     """
-    The losses and the best SRCC so far, with model and optimizer as they were.
+    The losses so far, with model and optimizer as they were.
 
     Raises:
         ValueError: when what is there is of another plan.
     """
     if not (out / STATE).exists():
-        return [], None
+        return []
     state = torch.load(out / STATE, map_location="cpu", weights_only=True)
     if state["of"] != of:
         raise ValueError(f"{out} holds a run with other settings; give another folder, or remove {out / STATE}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["losses"], state["best"]
+    losses: list[float] = state["losses"]
+    return losses
 
 
 def _save_state(
-    out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer, losses: list[float], best: float | None
+    out: Path, of: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer, losses: list[float]
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    state = {
-        "of": of, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "best": best,
-    }  # fmt: skip
+    state = {"of": of, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
     torch.save(state, out / f"{STATE}.part")
     (out / f"{STATE}.part").replace(out / STATE)
 
 
-def _saved_and_validated(checkpoint: Path, model: Any, out: Path, entries: Sequence[Entry]) -> float | None:
+def _save_and_validate(checkpoint: Path, model: Any, out: Path, entries: Sequence[Entry]) -> None:
     """
     Save in the published layout and precision, with what else the checkpoint has.
 
-    Returns: Spearman's correlation of the scores that a worker gives with it with the opinions, where there are any.
+    Says Spearman's correlation of the scores that a worker gives with it with the opinions, where there are any.
     """
     out.mkdir(parents=True, exist_ok=True)
     for file in checkpoint.iterdir():
@@ -165,14 +157,13 @@ def _saved_and_validated(checkpoint: Path, model: Any, out: Path, entries: Seque
     save(deepcopy(model).half(), out)
     rated = [entry for entry in entries if entry.question == PROMPT and entry.opinion is not None]
     if not rated:
-        return None
+        return
     worker, scores = QSit.load(str(out)), []
     for entry in rated:
         with Image.open(entry.image) as opened:
             scores.append(worker.score([worker.prepare(opened)])[0].value)
-    srcc = agreement(scores, [entry.opinion for entry in rated if entry.opinion is not None]).srcc or 0.0
-    _say(f"validation: SRCC {srcc:.3f}")
-    return srcc
+    found = agreement(scores, [entry.opinion for entry in rated if entry.opinion is not None])
+    _say(f"validation: {'; '.join(found.notes) if found.srcc is None else f'SRCC {found.srcc:.3f}'}")
 
 
 def _say(line: str) -> None:
@@ -184,7 +175,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("list", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--validation", type=Path, help="a list; the epoch with the best SRCC is kept")
+    parser.add_argument("--validation", type=Path, help="a list; its SRCC is told after each epoch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
     parser.add_argument("--epochs", type=int, default=Plan.epochs)
