@@ -21,7 +21,7 @@ from training.examples import IGNORED, Examples, loss_of
 from training.figures import Seen, word_table
 from training.lists import Entry, read
 from training.plan import Plan
-from training.train import train
+from training.train import STATE, train
 from worker.procedure import ANSWER, PROMPT
 from worker.qsit import QSit
 from worker.questions import LEVELS
@@ -161,6 +161,9 @@ def test_every_epoch_is_validated_and_the_last_is_kept(
             opinions.append(entry.opinion)
     assert len(told) == 3
     assert told[-1].endswith(f"SRCC {agreement(scores, opinions).srcc:.3f}")
+    [kept] = [value for name, value in weights(tmp_path).items() if name.endswith("language_model.model.norm.weight")]
+    last = torch.load(tmp_path / STATE)["model"]["model.language_model.norm.weight"]
+    assert torch.equal(kept, last.half())
 
 
 def test_another_plan_does_not_go_on_with_a_run(made: Path, tmp_path: Path) -> None:

@@ -45,10 +45,9 @@ def noise(image: Image.Image, severity: float, rng: np.random.Generator, scale: 
     """
     width, height = _at_reference(image, scale)
     grey = rng.random()
-    grain = math.sqrt(grey) * rng.normal(size=(height, width, 1)) + math.sqrt(1 - grey) * rng.normal(
-        size=(height, width, 3)
-    )
-    return _image(_pixels(image) + _enlarged((grain * 255 * 0.15 * severity**1.3).astype(np.float32), image.size))
+    shared, own = rng.normal(size=(height, width, 1)), rng.normal(size=(height, width, 3))
+    grain = 255 * 0.15 * severity**1.3 * (math.sqrt(grey) * shared + math.sqrt(1 - grey) * own)
+    return _image(_pixels(image) + _enlarged(grain.astype(np.float32), image.size))
 
 
 def jpeg(image: Image.Image, severity: float, _: np.random.Generator, scale: float) -> Image.Image:
