@@ -28,7 +28,7 @@ chaos: $(VENV)/test
 
 demo-model: $(VENV)/training $(RUN)/train.json $(RUN)/blank/model.safetensors
 	$(BIN)/python -m training.train $(RUN)/blank $(RUN)/train.json $(RUN)/trained --validation $(RUN)/validation.json \
-		--epochs 6 --batch 32 --rate 1.5e-3 --vision 0 --keep 0.15 --jitter 0.4 --decay 0.1
+		--epochs 6 --batch 32 --rate 1.5e-3 --vision 0 --keep 0.15 --jitter 0.2 --decay 0.5
 	$(BIN)/python -m training.figures $(RUN)/trained $(RUN) --plot $(RUN)/figures.png
 
 $(RUN)/train.json: | $(VENV)/training

@@ -1,9 +1,9 @@
 """
 Distorted copies of photos, and the lists that training and validation read, in Q-SiT's own format.
 
-    python -m training.copies FOLDER [--count 18000] [--seed 0]
+    python -m training.copies FOLDER [--count 24000] [--seed 0]
 
-FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 12 GB.
+FOLDER gets photos/, copies/ and a list for each of SPLITS; it needs some 14 GB.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def copies(folder: Path, photos: Sequence[Path], split: str, count: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=18000)
+    parser.add_argument("--count", type=int, default=24000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     photos = fetch_or_exit(args.folder / "photos")

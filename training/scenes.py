@@ -53,13 +53,13 @@ def collage(photos: Sequence[Path], rng: np.random.Generator, *, vary: bool) -> 
 
 
 def size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height: half as large as photos are seen, the others smaller, half of these seen pixel by pixel."""
+    """Width and height: half as large as photos are seen, the others smaller, most of these seen pixel by pixel."""
     shape, chance = SHAPES[rng.integers(len(SHAPES))], rng.random()
     longer = float(REFERENCE)
-    if chance < 0.25:
+    if chance < 0.5:
         longer = SMALLEST * (REFERENCE / SMALLEST) ** rng.random()
-    elif chance < 0.5:
-        longer = STEP * int(rng.integers(3, REFERENCE // STEP))
+    if chance < 0.35:
+        longer = STEP * round(longer / STEP)
     return round(longer * shape[0] / max(shape)), round(longer * shape[1] / max(shape))
 
 
