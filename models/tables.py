@@ -113,7 +113,7 @@ class Job(Base):
     lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
     created_at: Mapped[datetime] = mapped_column(Utc)
     listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
-    served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk of it was last sent
+    served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent, or later
     finished_at: Mapped[datetime | None] = mapped_column(Utc)
     ask_below: Mapped[float | None] = mapped_column(Float(53))  # asks about images whose score is under it, or all
 

@@ -77,6 +77,15 @@ def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
     assert order == [urgent, slow, fair, slow, fair]
 
 
+def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
+    early = listed(engine, photos(64), replace(SPEC, key="a"))
+    late = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
+    with writing(engine) as connection:
+        connection.execute(update(Job).where(Job.id == early).values(served_at=now_s() + 3600))
+
+    assert [claimed(engine).job_id for _ in range(4)] == [late, early, late, early]
+
+
 def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
