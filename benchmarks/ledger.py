@@ -23,8 +23,8 @@ from benchmarks.scale import LANE, databases, options, percentiles, scratch, sub
 from migrations.upgrade import upgrade
 from models import backlog, db, fleet, jobs, ledger, queries, register
 from models.claims import Claim, Failed, Scored
-from models.states import Reason, WorkerState
 from models.tables import Worker
+from qsit.states import Reason, WorkerState
 
 BATCH = 64
 """Results in one record."""

@@ -30,17 +30,18 @@ from benchmarks.scale import apart, databases, options, scratch
 from migrations.upgrade import upgrade
 from models import db, register
 from models.claims import ClaimedItem
-from models.states import JobState, WorkerState
 from models.tables import Score, Worker
 from producer.submit import Request, opened
 from producer.watch import POLL_S
+from qsit import settings
+from qsit.sources.source import Listing, Reader
+from qsit.states import JobState, WorkerState
 from tests import null_worker
 from tests.chaos import JOB, Fleet, broker_of, fleet, state_of
 from tests.programs import make_photos, run, until
-from worker import COMMAND, settings
+from worker import COMMAND
 from worker.images import decode
 from worker.pipeline import Pipeline, Ready
-from worker.sources import Listing, Reader
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 COPIES = 20

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from worker.procedure import ANSWER, PROMPT, score_of
+from qsit.rating import ANSWER, PROMPT, score_of
 from worker.prompts import Prompts
 from worker.tiles import Tiling
 

@@ -23,9 +23,8 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.model import PHOTO
 from benchmarks.peers import Transformers
-from models.questions import Question
+from qsit.questions import READY, Question
 from worker.qsit import DTYPES, QSit, default_dtype
-from worker.questions import READY
 
 QUESTIONS = (
     "How is the clarity of the human in this image?",

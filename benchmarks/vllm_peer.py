@@ -9,7 +9,7 @@ may be given twice. The checkpoint needs the published names of the weights.
 
 It imports nothing of qsit. Prompt, rating words and weights come from a file, which the project's environment writes:
 
-    python -c 'import json, worker.procedure as p; print(json.dumps([p.PROMPT, p.ANSWER, p.WORDS, p.WEIGHTS]))' \
+    python -c 'import json, qsit.rating as p; print(json.dumps([p.PROMPT, p.ANSWER, p.WORDS, p.WEIGHTS]))' \
         > procedure.json
 
 On a GPU machine `pip install vllm` should do (not tried). On a CPU with at least AVX2, with Python 3.11; torch's CPU

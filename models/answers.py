@@ -11,10 +11,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from models.claims import Claim
 from models.db import storable
-from models.errors import UsageError
-from models.questions import Answer, Question
 from models.sql import Ids, one_of, overwriting, rows_of
 from models.tables import AnswerRow, JobQuestion, QuestionRow, Utc
+from qsit.errors import UsageError
+from qsit.questions import Answer, Question
 
 MAX_QUESTION_BYTES = 2500
 """Of text and choices together: an entry of a PostgreSQL index holds them in 2,704 bytes."""

@@ -27,8 +27,8 @@ from models.fleet import is_dead
 from models.guards import OVERDUE
 from models.ledger import lose
 from models.sql import now_s
-from models.states import ChunkState, ItemState, JobState, WorkerState
 from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker
+from qsit.states import ChunkState, ItemState, JobState, WorkerState
 
 SLACK_S = 60.0
 """No chunk is held or rests for longer than a lease and this."""

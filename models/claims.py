@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from models.questions import Answer, Question
-from models.states import Reason
+from qsit.questions import Answer, Question
+from qsit.states import Reason
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 
 SCHEMA = "0006"
 """The migration this program is written for; a test pins it to the newest one."""

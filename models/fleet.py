@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Engine, delete, select, update
 
 from models.db import reading, storable, writing
 from models.sql import now_s
-from models.states import WorkerState
 from models.tables import Worker
+from qsit.states import WorkerState
 
 FORGOTTEN_S = 24 * 3600
 """A worker not seen for so long is removed from the ledger."""

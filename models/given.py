@@ -9,9 +9,9 @@ from datetime import datetime
 from sqlalchemy import Engine, bindparam, select
 
 from models.db import reading
-from models.questions import Answer
 from models.sql import Ids, one_of
 from models.tables import AnswerRow, QuestionRow
+from qsit.questions import Answer
 
 
 @dataclass(frozen=True)

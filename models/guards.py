@@ -4,8 +4,8 @@ from sqlalchemy import Float, and_, bindparam, select
 
 from models.claims import Claim
 from models.sql import Ids, now_s, one_of
-from models.states import ChunkState, ItemState
 from models.tables import Chunk, Item, Job
+from qsit.states import ChunkState, ItemState
 
 # Statements are made once, for making one takes longer than asking the database; what varies are their parameters.
 THIS_CHUNK = Chunk.id == bindparam("chunk")

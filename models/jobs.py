@@ -9,13 +9,13 @@ from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func
 
 from models.answers import keep_questions
 from models.db import analyse, in_turn, reading, storable, writing
-from models.errors import JobCancelled, JobNotFound, LeaseLost, UsageError
 from models.fleet import identity, is_dead
-from models.questions import Question
 from models.register import Terms, insert_items, register
 from models.sql import now_s
-from models.states import UNKNOWN_VERSION, ChunkState, JobState
 from models.tables import Chunk, Job, JobQuestion, Scorer
+from qsit.errors import JobCancelled, JobNotFound, LeaseLost, UsageError
+from qsit.questions import Question
+from qsit.states import UNKNOWN_VERSION, ChunkState, JobState
 
 LISTER_S = 60.0
 """A lister that has written nothing for so long is taken for dead."""

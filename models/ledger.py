@@ -29,12 +29,12 @@ from sqlalchemy.orm import InstrumentedAttribute
 from models import answers, results
 from models.claims import Claim, ClaimedItem, Findings, Known, Lane, Result
 from models.db import writing
-from models.errors import LeaseLost
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, MINE, OF_THIS_CHUNK, OVERDUE, THIS_CHUNK, lease_of
 from models.jobs import finish_if_done
 from models.sql import now_s
-from models.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
 from models.tables import Chunk, Image, Item, Job, JobQuestion, Score, Scorer, Worker
+from qsit.errors import LeaseLost
+from qsit.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
 
 LOSSES_TO_CRASHED = 3
 

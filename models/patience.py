@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from models.errors import DatabaseUnavailable
+from qsit.errors import DatabaseUnavailable
 
 PAUSE_S = 1.0
 

@@ -11,14 +11,12 @@ from sqlalchemy import Engine, Select, exists, false, func, or_, select
 
 from models import pages
 from models.db import reading
-from models.errors import JobNotFound
 from models.given import Given as Given
 from models.given import given
 from models.pages import PAGE
 from models.pages import Sort as Sort
 from models.pages import Wanted as Wanted
 from models.sql import now_s
-from models.states import ChunkState, JobState, Reason
 from models.tables import (
     HAS_FAILED,
     AnswerRow,
@@ -32,6 +30,8 @@ from models.tables import (
     Scorer,
     Worker,
 )
+from qsit.errors import JobNotFound
+from qsit.states import ChunkState, JobState, Reason
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 PACE_OVER = timedelta(minutes=5)

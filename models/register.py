@@ -23,8 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
-from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
 from models.tables import HAS_FAILED, AnswerRow, Chunk, Image, Item, Job, JobQuestion, RowId, Score
+from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
 
 CHUNK_SIZE = 512
 SMALLEST_CHUNK = 16

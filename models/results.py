@@ -15,8 +15,8 @@ from models.db import in_turn, reading, storable
 from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
 from models.register import learn
 from models.sql import overwriting, rows_of
-from models.states import ItemState, JobState, Risk
 from models.tables import Chunk, Image, Item, RowId, Score, Utc
+from qsit.states import ItemState, JobState, Risk
 
 LOGITS = ("excellent", "good", "fair", "poor", "bad")
 

@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists
 
 from models import backlog
 from models.db import reading, writing
-from models.errors import UsageError
 from models.jobs import finish_if_done
-from models.states import ChunkState, ItemState, JobState, Reason, Risk
 from models.tables import HAS_FAILED, Chunk, Item, Job
+from qsit.errors import UsageError
+from qsit.states import ChunkState, ItemState, JobState, Reason, Risk
 
 CHUNKS_AT_ONCE = 100
 """How many chunks one transaction settles or prunes, so that nobody waits long for it."""

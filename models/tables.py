@@ -127,7 +127,7 @@ class QuestionRow(Base):
     name: Mapped[str] = mapped_column(Text)
     text: Mapped[str] = mapped_column(Text)
     choices: Mapped[str] = mapped_column(Text)  # a list in JSON, empty when there are none
-    generation: Mapped[str] = mapped_column(Text)  # see models.questions
+    generation: Mapped[str] = mapped_column(Text)  # see qsit.questions
     max_new_tokens: Mapped[int]
 
     __table_args__ = (UniqueConstraint("text", "choices", "generation"),)

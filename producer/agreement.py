@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from models.errors import QsitError
+from qsit.errors import QsitError
 
 FIGURES = ("srcc", "plcc", "krcc", "rmse")
 

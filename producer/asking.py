@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.errors import ImageError
-from models.questions import Answer, Question
-from models.states import Reason
 from producer.watch import PLAIN_LINES_S
+from qsit.errors import ImageError
+from qsit.questions import Answer, Question
+from qsit.rating import Score
+from qsit.sources.filters import check_bytes
+from qsit.states import Reason
 from worker.images import decode
-from worker.photos import check_bytes
-from worker.procedure import Score
 from worker.tiles import Prepared
 
 Asked = tuple[Path, Question]

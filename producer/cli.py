@@ -16,10 +16,8 @@ from sqlalchemy import Engine
 
 from models import db, jobs, queries
 from models.claims import Lane
-from models.errors import UsageError
 from models.patience import insist
 from models.queries import Progress
-from models.states import JobState
 from producer import exports, questions, report, steer, submission
 from producer import status as job_status
 from producer.evaluate import evaluate
@@ -27,8 +25,11 @@ from producer.exits import OK, exit_status
 from producer.interrupts import Interrupted
 from producer.submit import opened
 from producer.watch import LISTER_CHECK_S, Teller, Watch, display
-from worker import COMMAND, SAFE_PATH, settings
-from worker.questions import READY
+from qsit import settings
+from qsit.errors import UsageError
+from qsit.questions import READY
+from qsit.states import JobState
+from worker import COMMAND, SAFE_PATH
 
 
 def _talk(line: str) -> None:
@@ -91,13 +92,13 @@ def submit(waits: bool, **options: Any) -> int:
 @click.option("--root", "roots", multiple=True, metavar="DIR", help="A folder or s3:// place it may read; repeatable.")
 def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> None:
     """Run a worker: one process and one loaded model a device, fed by Redis, until it is told to end."""
-    from worker import sources
+    from qsit.sources import source
 
     for variable, value in (("QSIT_DEVICE", device), ("QSIT_MODEL", model)):
         if value is not None:
             os.environ[variable] = value
     if roots:
-        os.environ["QSIT_ROOTS"] = json.dumps([sources.full_name(root) for root in roots])
+        os.environ["QSIT_ROOTS"] = json.dumps([source.full_name(root) for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
 
 
@@ -196,14 +197,15 @@ def results(
     **options: Any,
 ) -> int:  # fmt: skip
     """Query scores: the worst first, of the current version of each photo."""
-    from worker import checkpoint, sources
+    from qsit import checkpoints
+    from qsit.sources import source
 
     engine = db.ready(settings.load().database_url)
     if under is not None:
-        under = sources.prefix_of(under)
+        under = source.prefix_of(under)
     wanted = queries.Wanted(
         job=None if job is None else jobs.find_job(engine, job),
-        model=None if model is None else checkpoint.full_name(model),
+        model=None if model is None else checkpoints.full_name(model),
         under=under,
         answers=answers and form != "paths",
         **options,

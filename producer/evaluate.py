@@ -6,9 +6,9 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from models.errors import UsageError
 from producer import published
-from worker import settings
+from qsit import settings
+from qsit.errors import UsageError
 
 OF_LABELS = ("path_column", "score_column", "lower_is_better", "dataset", "job", "scores_first")
 OF_QUESTIONS = ("device", "limit")

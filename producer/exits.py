@@ -1,7 +1,7 @@
 """The exit statuses of qsit."""
 
 from models.queries import Progress
-from models.states import JobState
+from qsit.states import JobState
 
 OK, COULD_NOT_RUN, WRONG_USAGE, HAS_FAILURES = 0, 1, 2, 3
 

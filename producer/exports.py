@@ -7,8 +7,8 @@ from typing import IO
 
 from models.queries import Failure, Given, Result
 from producer.report import in_one_line, place, rating, row, scaled, utc
-from worker.checkpoint import DEMO
-from worker.procedure import WORDS, score_of
+from qsit.checkpoints import DEMO
+from qsit.rating import WORDS, score_of
 
 
 def write_results(

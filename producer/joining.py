@@ -14,8 +14,8 @@ from models.db import storable
 from models.scorers import ScorerInUse
 from producer.labels import Label
 from producer.leftout import LeftOut
-from worker.files import local_path, path_of, uri_of
-from worker.s3 import SCHEME
+from qsit.sources.local import local_path, path_of, uri_of
+from qsit.sources.s3_client import SCHEME
 
 REASONS = {
     "missing": "no file is there, and no scored photo has the name",

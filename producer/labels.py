@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import SourceError, UsageError
 from producer.leftout import LeftOut
+from qsit.errors import SourceError, UsageError
 
 PATHS = frozenset((
     *("path", "file", "file_name", "filename", "file_path", "filepath", "name", "uri"),

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from models.errors import SourceError, UsageError
+from qsit.errors import SourceError, UsageError
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import SourceError
-from models.questions import Question
 from producer.leftout import LeftOut
-from worker.questions import LETTERS, forms, put
+from qsit.errors import SourceError
+from qsit.questions import LETTERS, Question, forms, put
 
 NAMES = ("img_path", "image_path", "image", "img", "image_name", "filename")
 """What the field with the image may be called; the published files have the first."""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from celery.platforms import set_pdeathsig
 
-from models.errors import QsitError
 from models.fleet import identity
+from qsit.errors import QsitError
+from qsit.settings import Settings
 from worker import COMMAND, SAFE_PATH, TRY_AGAIN
-from worker.settings import Settings
 
 STOP_S = 20.0
 """How long a worker may take to hand back what it holds before it is killed."""

@@ -11,7 +11,6 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models import db, jobs, scorers
-from models.errors import QsitError, UsageError
 from models.scorers import ScorerInUse
 from producer import joining, labels, published
 from producer.agreement import FIGURES, Agreement, agreement, statistics
@@ -20,9 +19,10 @@ from producer.joining import Joined, Place
 from producer.labels import Columns
 from producer.leftout import LeftOut
 from producer.report import DEMO_NOTE
-from worker import checkpoint
-from worker.procedure import AS_STORED, UPRIGHT
-from worker.settings import Settings
+from qsit import checkpoints
+from qsit.errors import QsitError, UsageError
+from qsit.rating import AS_STORED, UPRIGHT
+from qsit.settings import Settings
 
 CLEARLY_NEGATIVE = -0.3
 
@@ -49,8 +49,8 @@ def evaluate_scores(
     if scores_first:
         if revision is None and model in (None, chosen.model):
             revision = chosen.revision
-        model = checkpoint.full_name(model or chosen.model)
-        revision = checkpoint.resolve(model, revision)
+        model = checkpoints.full_name(model or chosen.model)
+        revision = checkpoints.resolve(model, revision)
         if not _score(chosen, places.values(), model, revision, as_stored=as_stored):
             return COULD_NOT_RUN
     engine = db.ready(chosen.database_url)
@@ -98,7 +98,7 @@ def _scorers(
     engine: Engine, model: str | None, revision: str | None, job: str | None, procedure: str | None
 ) -> list[ScorerInUse]:
     """The scorers that are meant, the newest first. Raises QsitError when there is none."""
-    name = None if model is None else checkpoint.full_name(model)
+    name = None if model is None else checkpoints.full_name(model)
     found = scorers.in_use(engine, job=None if job is None else jobs.find_job(engine, job))
     meant = [
         scorer
@@ -138,7 +138,7 @@ def _notes(
             yield "scores and labels disagree: perhaps higher is better in these labels; leave --lower-is-better out"
         else:
             yield "scores and labels disagree: if higher is worse in these labels, as in a DMOS, say --lower-is-better"
-    if scorer.model == checkpoint.DEMO:
+    if scorer.model == checkpoints.DEMO:
         yield f"note: {DEMO_NOTE}"
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from models.errors import ImageError, UsageError
-from models.states import Reason
 from producer import asking, joining, llvisionqa, published
 from producer.exits import COULD_NOT_RUN, OK
 from producer.leftout import LeftOut
 from producer.llvisionqa import Item, Tally
 from producer.report import DEMO_NOTE, count
-from worker import checkpoint
-from worker.s3 import SCHEME
-from worker.settings import Settings
+from qsit import checkpoints
+from qsit.errors import ImageError, UsageError
+from qsit.settings import Settings
+from qsit.sources.s3_client import SCHEME
+from qsit.states import Reason
 
 REASONS = {
     **llvisionqa.REASONS,
@@ -46,11 +46,11 @@ def evaluate_answers(
     folder = images or os.path.dirname(os.path.abspath(os.path.expanduser(file)))
     there = [(item, path) for item in items if (path := _found(item, folder, left_out)) is not None]
     tally = Tally()
-    name = checkpoint.full_name(model or chosen.model)
+    name = checkpoints.full_name(model or chosen.model)
     if revision is None and model in (None, chosen.model):
         revision = chosen.revision
     if there:
-        revision = checkpoint.resolve(name, revision)
+        revision = checkpoints.resolve(name, revision)
     if there and revision is not None:
         _ask(chosen, console, name, revision, device, there, tally, left_out, as_stored=as_stored)
     for line in (*left_out.lines(), *_notes(tally, name)):
@@ -109,7 +109,7 @@ def _notes(tally: Tally, name: str) -> Iterator[str]:
     if tally.unclear:
         yield f"{count(tally.unclear, 'question')} got a reply that is none of the choices, and counts as wrong"
     yield "published: of all test questions of LLVisionQA"
-    if name == checkpoint.DEMO:
+    if name == checkpoints.DEMO:
         yield f"note: {DEMO_NOTE}"
 
 

@@ -22,9 +22,9 @@ def run(arguments: list[str]) -> int:
     # imported now that signals end in order: it takes a second
     import click
 
-    from models.errors import QsitError, UsageError
     from producer.cli import cli
     from producer.exits import COULD_NOT_RUN, OK, WRONG_USAGE
+    from qsit.errors import QsitError, UsageError
 
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):

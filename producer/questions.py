@@ -12,10 +12,9 @@ from pathlib import Path
 
 from models.answers import MAX_QUESTION_BYTES
 from models.db import storable
-from models.errors import UsageError
-from models.questions import MAX_NEW_TOKENS, Question
 from producer.report import in_one_line
-from worker.questions import LETTERS, READY, forms
+from qsit.errors import UsageError
+from qsit.questions import LETTERS, MAX_NEW_TOKENS, READY, Question, forms
 
 MAX_TEXT, MAX_CHOICE, MAX_NAME = 2000, 200, 100
 """Characters."""

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 from models.jobs import OpenedJob
 from models.queries import Progress, Result
-from models.states import Reason
-from worker.checkpoint import DEMO
-from worker.files import path_of
-from worker.procedure import WORDS
-from worker.sources import Listing
+from qsit.checkpoints import DEMO
+from qsit.rating import WORDS
+from qsit.sources.local import path_of
+from qsit.sources.source import Listing
+from qsit.states import Reason
 
 SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
 DEMO_NOTE = "model demo is a demo, trained on synthetic distortions: its scores are no substitute for Q-SiT's"

@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 
 from models import backlog, db, fleet, queries
 from models.claims import Lane
-from models.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from models.queries import Progress, Wanted
 from producer import report
 from producer.exits import exit_status
@@ -19,9 +18,10 @@ from producer.interrupts import Interrupted
 from producer.local import LocalRun, local_run
 from producer.submit import Lister, Request, opened
 from producer.watch import LISTER_CHECK_S, Teller, Watch, display
+from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
+from qsit.settings import Settings
 from worker import dispatch
 from worker.app import app
-from worker.settings import Settings
 
 SHOWN = 3
 """Worst and best photos in the summary."""

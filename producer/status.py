@@ -8,8 +8,8 @@ from sqlalchemy import Engine
 from models import fleet, queries
 from models.fleet import WorkerInfo
 from models.queries import Progress, Silence
-from models.states import JobState, Reason, WorkerState
 from producer.report import count, duration, per_second, utc
+from qsit.states import JobState, Reason, WorkerState
 
 LIVE_S = 60.0
 """A worker seen within this time is taken to live."""

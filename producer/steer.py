@@ -6,9 +6,9 @@ import click
 from sqlalchemy import Engine
 
 from models import backlog, db, jobs, queries, steering
-from models.states import JobState, Reason
 from producer.report import count, counts
-from worker import settings
+from qsit import settings
+from qsit.states import JobState, Reason
 
 
 @click.command()

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from models.db import storable
-from models.errors import UsageError
-from models.questions import MAX_NEW_TOKENS
 from producer import questions
 from producer.submit import Request
-from worker.settings import Settings
+from qsit.errors import UsageError
+from qsit.questions import MAX_NEW_TOKENS
+from qsit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,16 +11,16 @@ from itertools import islice
 from sqlalchemy import Engine
 
 from models import jobs
-from models.errors import DatabaseUnavailable, SourceError, UsageError
 from models.jobs import JobSpec, OpenedJob
 from models.patience import Away, insist
-from models.questions import Question
 from producer.lists import ListFile, opened_list
 from producer.report import count
-from worker import checkpoint
-from worker.photos import Found
-from worker.procedure import AS_STORED, UPRIGHT
-from worker.sources import Listing, common_roots, full_name, roots_of
+from qsit import checkpoints
+from qsit.errors import DatabaseUnavailable, SourceError, UsageError
+from qsit.questions import Question
+from qsit.rating import AS_STORED, UPRIGHT
+from qsit.sources.filters import Found
+from qsit.sources.source import Listing, common_roots, full_name, roots_of
 
 BATCH = 4000
 """Images written to the ledger in one transaction."""
@@ -36,7 +36,7 @@ class Request:
     null_separated: bool = False
     exclude: tuple[str, ...] = ()
     name: str | None = None
-    model: str = checkpoint.DEFAULT
+    model: str = checkpoints.DEFAULT
     revision: str | None = None
     rescore: bool = False
     as_stored: bool = False
@@ -72,12 +72,12 @@ def opened(
     for source in request.sources:
         listing.check(source)
     with opened_list(request.files_from, request.column, null_separated=request.null_separated) as list_file:
-        model = checkpoint.full_name(request.model)
+        model = checkpoints.full_name(request.model)
         spec = JobSpec(
             key=_key(request, model, list_file),
             name=request.name,
             model=model,
-            revision=checkpoint.resolve(model, request.revision),
+            revision=checkpoints.resolve(model, request.revision),
             procedure=AS_STORED if request.as_stored else UPRIGHT,
             rescore=request.rescore,
             priority=request.priority,

@@ -9,12 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from sqlalchemy import Engine
 
 from models import jobs, queries
-from models.errors import DatabaseUnavailable
 from models.patience import insist
 from models.queries import Progress as JobProgress
-from models.states import JobState
 from producer import status
 from producer.report import duration, per_second
+from qsit.errors import DatabaseUnavailable
+from qsit.states import JobState
 
 POLL_S = 0.25
 NEWS_S = 2.0

@@ -19,7 +19,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from models.errors import ImageError
+from qsit.errors import ImageError
 from tests.samples import chunk, every_sample
 from worker.images import OPENERS, decode
 from worker.kinds import kind_of

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, select
 from models import queries
 from models.db import reading
 from models.ledger import LOSSES_TO_CRASHED
-from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score
+from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 
 HELD = (ChunkState.SENT, ChunkState.LEASED)
 ENDED = (JobState.FINISHED, JobState.CANCELLED)

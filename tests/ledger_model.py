@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from models.claims import Claim, Failed, Findings, Known, Scored
 from models.jobs import Added
 from models.ledger import LOSSES_TO_CRASHED
-from models.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
+from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 from tests.ledger_invariants import Snapshot
 from tests.test_jobs import Photo
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ImageError
+from qsit.errors import ImageError
 from worker.images import decode
 
 MAX_PIXELS = 200_000_000

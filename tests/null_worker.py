@@ -16,8 +16,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from models.questions import Answer, Question
-from worker.procedure import Score, score_of
+from qsit.questions import Answer, Question
+from qsit.rating import Score, score_of
 from worker.tiles import Prepared
 
 DEADLY = (255, 0, 254)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.errors import QsitError
 from producer import published
 from producer.agreement import Agreement, agreement, statistics
+from qsit.errors import QsitError
 
 
 def columns(count: int, *, ties: bool) -> tuple[list[float], list[float]]:

@@ -11,11 +11,11 @@ from sqlalchemy import Engine, event, func, select, text
 from models import backlog, jobs, ledger, queries, results, steering
 from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Scored
 from models.db import reading
-from models.errors import LeaseLost, UsageError
 from models.queries import Wanted
-from models.questions import Answer, Question
-from models.states import UNKNOWN_VERSION, JobState, Reason
 from models.tables import AnswerRow, Job, JobQuestion, QuestionRow
+from qsit.errors import LeaseLost, UsageError
+from qsit.questions import Answer, Question
+from qsit.states import UNKNOWN_VERSION, JobState, Reason
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 from tests.test_ledger import HERE, claimed, expire, good
 

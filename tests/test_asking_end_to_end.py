@@ -9,8 +9,8 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from models import db
-from models.states import JobState
 from models.tables import AnswerRow, Score
+from qsit.states import JobState
 from tests.chaos import twice, watch_for_twice
 from tests.programs import QSIT, family, kill, make_photos, run, started, until
 from tests.test_faults import Stage, send, stage

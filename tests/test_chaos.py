@@ -11,10 +11,10 @@ from models import db
 from models.claims import Lane, Scored
 from models.jobs import JobSpec, add_images, begin_listing, open_job
 from models.ledger import claim, record
-from models.states import ItemState
 from models.tables import Item
+from qsit.sources.filters import Found
+from qsit.states import ItemState
 from tests.chaos import Plan, chaos, kills_of_every_kind, twice, watch_for_twice
-from worker.photos import Found
 
 log = logging.getLogger("chaos")
 

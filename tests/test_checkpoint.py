@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import worker.demo
-from models.errors import CheckpointError
-from worker import checkpoint
+import qsit.demo
+from qsit import checkpoints
+from qsit.errors import CheckpointError
 
-DEMO = Path(worker.demo.__file__).parent
+DEMO = Path(qsit.demo.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLDER = "89abcdef0123456789abcdef0123456789abcdef"
 
@@ -33,90 +33,90 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(function: str, *arguments: str) -> str:
     with pytest.raises(CheckpointError) as error:
-        getattr(checkpoint, function)(*arguments)
+        getattr(checkpoints, function)(*arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_the_revision_of_a_folder_is_a_hash_that_stays() -> None:
-    revision = checkpoint.resolve("demo")
+    revision = checkpoints.resolve("demo")
 
     assert revision.startswith("sha256-")
     assert len(revision) == 47
-    assert checkpoint.resolve("demo") == revision
-    assert checkpoint.resolve(str(DEMO)) == revision
-    assert checkpoint.resolve("demo", revision) == revision
+    assert checkpoints.resolve("demo") == revision
+    assert checkpoints.resolve(str(DEMO)) == revision
+    assert checkpoints.resolve("demo", revision) == revision
 
 
 def test_a_copy_of_a_folder_has_the_same_revision(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
 
-    assert checkpoint.resolve(str(copy)) == checkpoint.resolve(str(folder))
+    assert checkpoints.resolve(str(copy)) == checkpoints.resolve(str(folder))
 
 
 @pytest.mark.parametrize(
     "name", ["new.json", "new.safetensors", "chat_template.jinja", "merges.txt", "tokenizer.model"]
 )
 def test_another_file_that_loading_reads_is_another_revision(folder: Path, name: str) -> None:
-    before = checkpoint.resolve(str(folder))
+    before = checkpoints.resolve(str(folder))
 
     (folder / name).write_bytes(b"")
 
-    assert checkpoint.resolve(str(folder)) != before
+    assert checkpoints.resolve(str(folder)) != before
 
 
 def test_other_content_is_another_revision(folder: Path) -> None:
-    before = checkpoint.resolve(str(folder))
+    before = checkpoints.resolve(str(folder))
 
     (folder / "model.safetensors").write_bytes(b"Weights")
 
-    assert checkpoint.resolve(str(folder)) != before
+    assert checkpoints.resolve(str(folder)) != before
 
 
 def test_another_name_is_another_revision(folder: Path) -> None:
-    before = checkpoint.resolve(str(folder))
+    before = checkpoints.resolve(str(folder))
 
     (folder / "model.safetensors").rename(folder / "model2.safetensors")
 
-    assert checkpoint.resolve(str(folder)) != before
+    assert checkpoints.resolve(str(folder)) != before
 
 
 def test_swapped_contents_are_another_revision(folder: Path) -> None:
     (folder / "a.json").write_text("1")
     (folder / "b.json").write_text("2")
-    before = checkpoint.resolve(str(folder))
+    before = checkpoints.resolve(str(folder))
 
     (folder / "a.json").write_text("2")
     (folder / "b.json").write_text("1")
 
-    assert checkpoint.resolve(str(folder)) != before
+    assert checkpoints.resolve(str(folder)) != before
 
 
 def test_what_loading_does_not_read_is_no_other_revision(folder: Path) -> None:
-    before = checkpoint.resolve(str(folder))
+    before = checkpoints.resolve(str(folder))
 
     (folder / "README.md").write_text("read me")
     (folder / ".gitattributes").write_text("")
     (folder / "logs.json").mkdir()
     os.utime(folder / "config.json", (1, 1))
 
-    assert checkpoint.resolve(str(folder)) == before
+    assert checkpoints.resolve(str(folder)) == before
 
 
 def test_a_folder_is_fetched_as_it_is(folder: Path) -> None:
-    assert checkpoint.fetch(str(folder), checkpoint.resolve(str(folder))) == folder
-    assert checkpoint.fetch("demo", checkpoint.resolve("demo")) == DEMO
+    assert checkpoints.fetch(str(folder), checkpoints.resolve(str(folder))) == folder
+    assert checkpoints.fetch("demo", checkpoints.resolve("demo")) == DEMO
 
 
 def test_a_folder_that_changed_since_is_not_fetched(folder: Path) -> None:
-    revision = checkpoint.resolve(str(folder))
+    revision = checkpoints.resolve(str(folder))
     (folder / "config.json").write_text('{"changed": true}')
 
     message = refused("fetch", str(folder), revision)
 
     assert revision in message
-    assert checkpoint.resolve(str(folder)) in message
+    assert checkpoints.resolve(str(folder)) in message
     assert "have changed" in message
 
 
@@ -132,18 +132,18 @@ def test_a_model_is_called_by_its_id_or_its_absolute_path(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "link").symlink_to("my model")
 
-    assert checkpoint.full_name("demo") == "demo"
-    assert checkpoint.full_name("zhangzicheng/q-sit") == "zhangzicheng/q-sit"
+    assert checkpoints.full_name("demo") == "demo"
+    assert checkpoints.full_name("zhangzicheng/q-sit") == "zhangzicheng/q-sit"
     for name in ("my model", "./my model", "my model/", str(folder), "~/my model", "link"):
-        assert checkpoint.full_name(name) == str(folder)
+        assert checkpoints.full_name(name) == str(folder)
 
 
 def test_a_folder_beats_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DEMO, tmp_path / "owner/name")
 
-    assert checkpoint.full_name("owner/name") == str(tmp_path / "owner/name")
-    assert checkpoint.resolve("owner/name") == checkpoint.resolve("demo")
+    assert checkpoints.full_name("owner/name") == str(tmp_path / "owner/name")
+    assert checkpoints.resolve("owner/name") == checkpoints.resolve("demo")
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere", "nowhere", "a/b/c", "~/no such folder", ""])
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
 
 ASK = """
 import sys
-from models.errors import CheckpointError
+from qsit.errors import CheckpointError
 from worker import checkpoint
 
 try:
@@ -184,7 +184,7 @@ except CheckpointError as error:
 
 
 def asked(*arguments: str, **environment: str) -> str:
-    """What a function of worker.checkpoint answers, in a process that has nothing but this of the Hub's settings."""
+    """What a function of qsit.checkpoints answers, in a process that has nothing but this of the Hub's settings."""
     foreign = ("HF_", "HUGGING", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     own = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
     program = [sys.executable, "-c", ASK, *arguments]
@@ -331,8 +331,8 @@ def test_an_index_of_weights_names_files_of_its_own_folder_only(tmp_path: Path, 
     (tmp_path / "config.json").write_text("{}")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
-    checkpoint.resolve(str(tmp_path))
+    checkpoints.resolve(str(tmp_path))
     index.write_text(content)
 
     with pytest.raises(CheckpointError, match=words):
-        checkpoint.resolve(str(tmp_path))
+        checkpoints.resolve(str(tmp_path))

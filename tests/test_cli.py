@@ -58,14 +58,14 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
 
 
 def test_every_setting_is_in_the_readme_and_the_other_way_round() -> None:
-    from worker.settings import Settings
+    from qsit.settings import Settings
 
     ours = {f"QSIT_{name}".upper() for name in Settings.model_fields if not name.startswith("private_")}
     assert ours == set(re.findall(r"QSIT_[A-Z0-9_]+[A-Z]", README))
 
 
 def test_every_reason_is_in_the_readme() -> None:
-    from models.states import Reason
+    from qsit.states import Reason
 
     assert all(f"`{reason}`" in README for reason in Reason)
 

@@ -19,9 +19,9 @@ from sqlalchemy import func, select
 
 from migrations.upgrade import upgrade
 from models import db, jobs, queries
-from models.errors import DatabaseError, DatabaseUnavailable
-from models.states import ItemState, JobState
 from models.tables import Item, Score
+from qsit.errors import DatabaseError, DatabaseUnavailable
+from qsit.states import ItemState, JobState
 from tests.programs import QSIT, family, make_photos, named, run, started, until
 
 ROOT = Path(__file__).parent.parent

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-import worker.demo
+import qsit.demo
+from qsit.questions import LEVELS, READY
 from training.copies import HARMS
 from training.distortions import distort
 from worker.qsit import QSit
-from worker.questions import LEVELS, READY
 
-DEMO = Path(worker.demo.__file__).parent
+DEMO = Path(qsit.demo.__file__).parent
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint"
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from tests.samples import (
     AVIF_OF_10_BITS,
     JPEG2000_OF_12_BITS,

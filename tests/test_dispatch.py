@@ -15,8 +15,8 @@ from sqlalchemy import Engine, update
 from migrations.upgrade import upgrade
 from models import backlog, db, ledger
 from models.db import writing
-from models.errors import BrokerUnavailable
 from models.tables import Chunk
+from qsit.errors import BrokerUnavailable
 from tests.test_jobs import LANE, listed, photos
 from worker import dispatch
 from worker.app import configuration

@@ -23,7 +23,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from producer.local import broker_program
-from worker.settings import Settings
+from qsit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "examples" / "photos"

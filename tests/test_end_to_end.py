@@ -341,11 +341,11 @@ def test_results_pipe_and_a_closed_pipe_is_silent(sqlite_url: str, tmp_path: Pat
 
 
 def test_a_broken_checkpoint_is_refused_in_one_line(sqlite_url: str, tmp_path: Path) -> None:
-    import worker.demo
+    import qsit.demo
 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    for file in Path(worker.demo.__file__ or "").parent.glob("*.json"):
+    for file in Path(qsit.demo.__file__ or "").parent.glob("*.json"):
         (checkpoint / file.name).write_bytes(file.read_bytes())
     (checkpoint / "model.safetensors").write_bytes(b"no weights")
 
@@ -369,11 +369,11 @@ def test_a_worker_needs_a_database_a_redis_and_a_model(sqlite_url: str, tmp_path
 
 
 def test_a_worker_whose_model_is_broken_ends_with_status_1(sqlite_url: str, broker_url: str, tmp_path: Path) -> None:
-    import worker.demo
+    import qsit.demo
 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    for file in Path(worker.demo.__file__ or "").parent.glob("*.json"):
+    for file in Path(qsit.demo.__file__ or "").parent.glob("*.json"):
         (checkpoint / file.name).write_bytes(file.read_bytes())
     (checkpoint / "model.safetensors").write_bytes(b"no weights")
     run("db", "upgrade", database_url=sqlite_url)

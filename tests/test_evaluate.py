@@ -12,12 +12,12 @@ from sqlalchemy import Engine
 from migrations.upgrade import upgrade
 from models import db
 from producer.program import run
+from qsit.rating import AS_STORED
+from qsit.sources.local import uri_of
 from tests import programs
 from tests.conftest import PHOTOS
 from tests.s3_servers import KEYS, NO_OTHERS, rclone
 from tests.test_joining import scored
-from worker.files import uri_of
-from worker.procedure import AS_STORED
 
 SCORES = [0.1, 0.2, 0.2, 0.4, 0.5, 0.7, 0.7, 0.9]
 OPINIONS = [1.0, 3.0, 2.0, 2.0, 3.0, 5.0, 4.0, 5.0]

@@ -14,14 +14,13 @@ from sqlalchemy import Engine, text
 
 from models.db import reading
 from models.queries import Given, Result
-from models.questions import Answer
 from producer import exports
+from qsit.questions import LEVELS, Answer
 from tests.programs import QSIT, environment, run
 from tests.test_answers import ASKING, SHARP, WHY, to, work
 from tests.test_cli import README
 from tests.test_jobs import listed, photos
 from tests.test_report import RESULT
-from worker.questions import LEVELS
 
 NASTY = 'He said "sharp", 也许\r\n\nor not;\x1b[31m red\u202e\u3000\x07'
 ANSWERED = replace(

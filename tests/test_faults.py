@@ -17,8 +17,8 @@ from sqlalchemy import Engine, func, select
 
 from migrations.upgrade import upgrade
 from models import db
-from models.states import ChunkState, ItemState, JobState, Risk
 from models.tables import Chunk, Item, Job, Score
+from qsit.states import ChunkState, ItemState, JobState, Risk
 from tests.chaos import NULL_WORKER, REPOSITORY, SETTINGS, settled, twice, watch_for_twice
 from tests.null_worker import ENDLESS, FREEZING, SLOW
 from tests.programs import QSIT, family, make_photos, run, started, until

@@ -11,8 +11,8 @@ from sqlalchemy import Engine, update
 from models import fleet
 from models.db import writing
 from models.sql import now_s
-from models.states import WorkerState
 from models.tables import Worker
+from qsit.states import WorkerState
 
 
 def worker(owner: str, broker: str = "") -> Worker:

@@ -15,13 +15,14 @@ from migrations.upgrade import upgrade
 from models import db, jobs
 from models.claims import Lane
 from models.jobs import JobSpec
-from models.states import ItemState, JobState
 from models.tables import Chunk, Image, Item, Job
+from qsit import checkpoints
+from qsit.rating import UPRIGHT
+from qsit.sources.filters import Found
+from qsit.states import ItemState, JobState
 from tests.conftest import valkey
 from tests.programs import QSIT, make_photos, run, started, until
-from worker import checkpoint, dispatch
-from worker.photos import Found
-from worker.procedure import UPRIGHT
+from worker import dispatch
 
 SECRET = Path("/etc/passwd")
 
@@ -93,7 +94,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     database_url, log, folder = f"sqlite:///{top}/qsit.db", top / "log", top / "photos"
     folder.mkdir()
     upgrade(database_url)
-    revision = checkpoint.resolve("demo")
+    revision = checkpoints.resolve("demo")
     with valkey() as broker_url:
         variables = {"QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(folder)}
         with started(QSIT, "worker", database_url=database_url, log=log, **variables):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from tests.memory import MAX_PIXELS, measured
 from tests.samples import HEIGHT, WIDTH, chunk, encoded, every_sample, grey_tiff, photo, png, tiff
 from worker.images import decode

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 from pillow_heif import HeifImageFile
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from tests.memory import measured
 from tests.samples import chunk, encoded, half_transparent, png, tiff
 from worker.images import decode

@@ -11,11 +11,11 @@ from sqlalchemy.pool import QueuePool
 from models import backlog, fleet, jobs, ledger, queries, register
 from models.claims import Failed, Lane, Scored
 from models.db import reading, writing
-from models.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from models.jobs import JobSpec
 from models.sql import now_s
-from models.states import UNKNOWN_VERSION, JobState, Reason
 from models.tables import Chunk, Image, Item, Job
+from qsit.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
+from qsit.states import UNKNOWN_VERSION, JobState, Reason
 
 SPEC = JobSpec(key="k", name=None, model="demo", revision="r1", procedure="rating-1/upright-1")
 LANE = Lane("demo", "r1")

@@ -12,8 +12,8 @@ from models.claims import Lane, Scored
 from producer import joining
 from producer.joining import Joined, Pair, join, place_of
 from producer.labels import Label
+from qsit.sources.local import uri_of
 from tests.test_jobs import SPEC, Photo, listed
-from worker.files import uri_of
 
 
 def scored(engine: Engine, scores: dict[str, float], version: str = "1", **spec: str) -> int:

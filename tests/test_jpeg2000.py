@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from tests.memory import measured
 from tests.samples import HEIGHT, WIDTH, every_sample
 from worker.images import decode

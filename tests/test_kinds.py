@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from tests.samples import every_sample
 from worker.kinds import kind_of
 
@@ -25,7 +25,7 @@ class Missing:
 
 if sys.argv[2] == "absent":
     sys.meta_path.insert(0, Missing())
-from models.errors import ImageError
+from qsit.errors import ImageError
 from worker.images import decode
 
 outcomes = {}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import SourceError, UsageError
 from producer import labels
 from producer.labels import Columns, Label
 from producer.leftout import LeftOut
+from qsit.errors import SourceError, UsageError
 
 GUESSED = Columns()
 

@@ -14,10 +14,10 @@ from migrations.upgrade import upgrade
 from models import backlog, db, fleet, guards, jobs, ledger, queries, results
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import reading, writing
-from models.errors import LeaseLost
 from models.sql import now_s
-from models.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
 from models.tables import Chunk, Image, Item, Job, Score, Worker
+from qsit.errors import LeaseLost
+from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 HERE = fleet.identity()

@@ -22,9 +22,9 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 from models import backlog, db, fleet, jobs, ledger, queries, register, steering
 from models.claims import Failed, Scored
 from models.db import reading, writing
-from models.errors import JobCancelled, LeaseLost, UsageError
-from models.states import ChunkState, ItemState, JobState, Reason
 from models.tables import Chunk, Item
+from qsit.errors import JobCancelled, LeaseLost, UsageError
+from qsit.states import ChunkState, ItemState, JobState, Reason
 from tests import ledger_invariants
 from tests.ledger_invariants import ENDED
 from tests.programs import until

@@ -27,11 +27,11 @@ from sqlalchemy import Engine, delete, update
 from models import backlog, fleet, jobs, ledger, register, steering
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import writing
-from models.errors import LeaseLost, UsageError
 from models.jobs import JobSpec
-from models.questions import Answer, Question
-from models.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
 from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score, Scorer, Worker
+from qsit.errors import LeaseLost, UsageError
+from qsit.questions import Answer, Question
+from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
 from tests import ledger_invariants
 from tests.ledger_invariants import ENDED, HELD, Snapshot
 from tests.ledger_model import Holding, JobModel, Model

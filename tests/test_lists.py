@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import SourceError, UsageError
 from producer.lists import opened_list
+from qsit.errors import SourceError, UsageError
 
 
 def sources(

@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from models.errors import CheckpointError, ImageError, SourceError
-from models.questions import Answer, Question
 from producer import asking, llvisionqa
 from producer.leftout import LeftOut
 from producer.llvisionqa import Item, Tally
 from producer.perception import REASONS
 from producer.program import run
+from qsit.errors import CheckpointError, ImageError, SourceError
+from qsit.questions import Answer, Question, put
+from qsit.rating import Score
 from tests.conftest import PHOTOS
 from worker.images import decode
-from worker.procedure import Score
 from worker.qsit import QSit
-from worker.questions import put
 from worker.tiles import Prepared
 
 ENTRY: dict[str, Any] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models.errors import QsitError
 from producer import local
-from worker.settings import Settings
+from qsit.errors import QsitError
+from qsit.settings import Settings
 
 
 @pytest.fixture

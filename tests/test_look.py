@@ -13,12 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from models.questions import Answer, Question
+from qsit.questions import READY, Answer, Question, forms, put
+from qsit.rating import Score
 from worker import answering, branches
-from worker.procedure import Score
 from worker.prompts import Prompts
 from worker.qsit import QSit
-from worker.questions import READY, forms, put
 from worker.tiles import Prepared
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,10 +16,10 @@ from migrations.upgrade import upgrade
 from models import backlog, db, fleet, ledger
 from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
-from models.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
-from models.questions import Question
-from models.states import Reason
 from models.tables import Base
+from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+from qsit.questions import Question
+from qsit.states import Reason
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
 VIEWS = {

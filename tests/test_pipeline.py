@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
-from models.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
-from models.questions import Answer, Question
-from models.states import Reason
+from qsit.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
+from qsit.questions import Answer, Question
+from qsit.rating import Score, score_of
+from qsit.states import Reason
 from tests.programs import until
 from worker.pipeline import Pipeline, Ready
-from worker.procedure import Score, score_of
 from worker.tiles import Prepared
 
 

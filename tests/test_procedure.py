@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.procedure import ANSWER, AS_STORED, PROMPT, UPRIGHT, WEIGHTS, WORDS, score_of
+from qsit.rating import ANSWER, AS_STORED, PROMPT, UPRIGHT, WEIGHTS, WORDS, score_of
 
 ANCHOR = (11.953125, 9.390625, 11.0390625, 12.1015625, 15.3984375)
 LOGITS = st.tuples(*[st.floats(-65504, 65504)] * 5)  # what float16 can say

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.image_processing_utils import select_best_resolution
 
-from models.errors import CheckpointError
+from qsit.errors import CheckpointError
+from qsit.rating import ANSWER, PROMPT, Score
 from worker import forward
-from worker.procedure import ANSWER, PROMPT, Score
 from worker.prompts import Prompts
 from worker.qsit import QSit
 from worker.tiles import Prepared

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import UsageError
-from models.questions import Question
 from producer import questions
 from producer.program import run
-from worker.questions import READY
+from qsit.errors import UsageError
+from qsit.questions import READY, Question
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FACES = '[[question]]\nname = "faces"\ntext = "Are the faces sharp?"\nchoices = ["yes", "no"]\n'

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from models.queries import Progress, Result
-from models.states import JobState, Reason
 from producer import exports, report
+from qsit.states import JobState, Reason
 
 RESULT = Result(
     1, 1, "file:///p/a%20b.jpg", "1", 0.25, (0.0, 1.0, 2.0, 3.0, 4.0), "zhangzicheng/q-sit-mini", "abc",

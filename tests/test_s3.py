@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from models.errors import ImageError, SourceError, WorkerFault
-from models.states import UNKNOWN_VERSION, Reason
+from qsit.errors import ImageError, SourceError, WorkerFault
+from qsit.sources import s3_client, s3_reader
+from qsit.sources.filters import Found
+from qsit.sources.source import Listing, Reader
+from qsit.states import UNKNOWN_VERSION, Reason
 from tests import s3_servers
 from tests.s3_servers import KEYS, NO_OTHERS, Answer, Moto, cut, refused, reset, silent, stalled
-from worker import s3, s3_reading
-from worker.photos import Found
-from worker.sources import Listing, Reader
 
 CONTENT = bytes(range(256)) * 1024
 BUSY = refused(503, "SlowDown", "Please reduce your request rate.")
@@ -39,8 +39,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (KEYS | NO_OTHERS).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3_reading, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_reader, "ATTEMPTS", 2)
 
 
 def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
@@ -270,7 +270,7 @@ def test_an_object_that_changed_is_not_read(moto: Moto, heeds_conditions: bool) 
 
 def test_an_object_of_too_many_bytes_is_refused_before_its_body(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = put(moto, "a.jpg")
-    monkeypatch.setattr("worker.photos.MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("qsit.sources.filters.MAX_BYTES", len(CONTENT) - 1)
 
     with pytest.raises(ImageError) as error:
         read(reader(moto), uri, version(moto, uri))
@@ -324,7 +324,7 @@ def test_every_error_is_laid_to_the_photo_or_to_the_worker(
     moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     happens, reason, words = ERRORS[name]
-    monkeypatch.setattr(s3, "SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     happens(moto)
@@ -349,7 +349,7 @@ TRANSIENT: dict[str, Answer] = {
 
 @pytest.mark.parametrize("name", TRANSIENT)
 def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(s3, "SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     moto.spoil = [TRANSIENT[name]]
@@ -372,8 +372,8 @@ def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) 
 
 
 def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_reading, "READ_S", 0.2)
-    monkeypatch.setattr(s3_reading, "SLOWEST", 10**9)
+    monkeypatch.setattr(s3_reader, "READ_S", 0.2)
+    monkeypatch.setattr(s3_reader, "SLOWEST", 10**9)
     uri = put(moto, "a.jpg")
     moto.always = stalled(0.5)
 
@@ -436,7 +436,7 @@ def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_
     opener = reader(moto)
     moto.always = only("2.jpg", TRANSIENT[name])
 
-    for _ in range(s3_reading.ROUNDS - 1):
+    for _ in range(s3_reader.ROUNDS - 1):
         with pytest.raises(WorkerFault):
             read(opener, bad, UNKNOWN_VERSION)
         assert read(opener, good, UNKNOWN_VERSION) == CONTENT
@@ -517,7 +517,7 @@ def test_an_entry_of_a_list_that_is_no_source_costs_only_itself() -> None:
 def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, other = put(moto, "a.jpg"), put(moto, "b.jpg")
     versions = version(moto, uri), version(moto, other)
-    monkeypatch.setattr(s3_reading, "REST_S", 0.5)
+    monkeypatch.setattr(s3_reader, "REST_S", 0.5)
     opener = reader(moto)
     moto.always = BUSY
     with pytest.raises(WorkerFault):
@@ -538,7 +538,7 @@ def test_renewed_credentials_are_found_by_a_worker_that_runs(
 ) -> None:
     file = tmp_path / "credentials"
     log = tmp_path / "log"
-    monkeypatch.setattr(s3_reading, "REST_S", 0.0)
+    monkeypatch.setattr(s3_reader, "REST_S", 0.0)
     for name in KEYS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
@@ -595,7 +595,7 @@ def test_boto3_is_loaded_for_s3_only() -> None:
     import sys
 
     code = (
-        "import sys; from worker.sources import Listing, Reader;"
+        "import sys; from qsit.sources.source import Listing, Reader;"
         "Reader(['/tmp', 's3://photos']); Listing(); print('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from models.errors import UsageError
-from worker import settings
+from qsit import settings
+from qsit.errors import UsageError
 
 HOME = Path("~").expanduser()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-import worker.demo
+import qsit.demo
 from tests.programs import QSIT, family, make_photos, run, started, until
 
 PHOTOS = 24
@@ -14,7 +14,7 @@ PHOTOS = 24
 
 def copy_of_the_demo(folder: Path, factor: float) -> Path:
     """The demo's checkpoint with other weights in its last layer."""
-    shutil.copytree(Path(worker.demo.__file__ or "").parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(qsit.demo.__file__ or "").parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
     [last] = [name for name in tensors if name.endswith(("lm_head.weight", "embed_tokens.weight"))]

@@ -9,11 +9,11 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from models.errors import ImageError, SourceError, WorkerFault
-from models.states import Reason
-from worker.files import local_path, path_of, uri_of
-from worker.photos import Found
-from worker.sources import Listing, Reader, prefix_of
+from qsit.errors import ImageError, SourceError, WorkerFault
+from qsit.sources.filters import Found
+from qsit.sources.local import local_path, path_of, uri_of
+from qsit.sources.source import Listing, Reader, prefix_of
+from qsit.states import Reason
 
 CONTENT = b"a photo, as far as a listing knows"
 
@@ -546,10 +546,10 @@ def test_other_uris_are_the_fault_of_the_worker(uri: str) -> None:
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = put(tmp_path / "a.jpg")
-    monkeypatch.setattr("worker.photos.MAX_BYTES", len(CONTENT))
+    monkeypatch.setattr("qsit.sources.filters.MAX_BYTES", len(CONTENT))
     assert read(uri_of(photo), version(photo), [tmp_path]) == CONTENT
 
-    monkeypatch.setattr("worker.photos.MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("qsit.sources.filters.MAX_BYTES", len(CONTENT) - 1)
     error = fails(uri_of(photo), version(photo), [tmp_path])
 
     assert error.reason is Reason.TOO_LARGE

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from models.fleet import WorkerInfo
 from models.queries import Progress, Silence
-from models.states import JobState, Reason, WorkerState
 from producer import status
 from producer.status import Status
+from qsit.states import JobState, Reason, WorkerState
 
 PROGRESS = Progress(
     job=7, name="night", state=JobState.ACTIVE, model="m", revision="r1", procedure="p", is_listed=True, skipped=100,

@@ -9,10 +9,10 @@ from sqlalchemy import Engine, func, select, update
 from models import backlog, jobs, ledger, queries, steering
 from models.claims import Failed
 from models.db import reading, writing
-from models.errors import JobCancelled, UsageError
 from models.jobs import JobSpec
-from models.states import ItemState, JobState, Reason
 from models.tables import Item, Job, Score
+from qsit.errors import JobCancelled, UsageError
+from qsit.states import ItemState, JobState, Reason
 from tests.test_jobs import LANE, SPEC, listed, photos
 from tests.test_ledger import HERE, claimed, expire, good
 

@@ -9,12 +9,11 @@ import pytest
 from sqlalchemy import Engine
 
 from models import db, queries
-from models.errors import DatabaseUnavailable, SourceError, UsageError
-from models.questions import Question
 from producer import questions, submit
 from producer.submit import Request, opened
+from qsit.errors import DatabaseUnavailable, SourceError, UsageError
+from qsit.questions import READY, Question
 from tests.programs import make_photos
-from worker.questions import READY
 
 
 def gone(error: DatabaseUnavailable) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from models.errors import CheckpointError
+from qsit.errors import CheckpointError
 from worker.tiles import Prepared, Tiling
 
 GOLDEN = Path(__file__).parent / "golden"

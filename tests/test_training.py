@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from producer.agreement import agreement
+from qsit.questions import LEVELS
+from qsit.rating import ANSWER, PROMPT
 from training import blank, copies, photos, scenes
 from training.distortions import DISTORTIONS, distort
 from training.examples import IGNORED, Examples, loss_of
@@ -22,9 +24,7 @@ from training.figures import Seen, word_table
 from training.lists import Entry, read
 from training.plan import Plan
 from training.train import STATE, train
-from worker.procedure import ANSWER, PROMPT
 from worker.qsit import QSit
-from worker.questions import LEVELS
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 PLAN = Plan(epochs=6, batch=4, rate=3e-3)

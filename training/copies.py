@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qsit.questions import LEVELS, READY, put
+from qsit.rating import ANSWER, PROMPT, WORDS
 from training.distortions import DISTORTIONS, distort
 from training.lists import IMAGE
 from training.photos import fetch_or_exit
 from training.scenes import scene, whole
-from worker.procedure import ANSWER, PROMPT, WORDS
-from worker.questions import LEVELS, READY, put
 
 Record = dict[str, object]
 """An entry of a list, as JSON has it."""

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qsit.rating import ANSWER
 from training.lists import Entry
-from worker.procedure import ANSWER
 from worker.prompts import Prompts
 from worker.tiles import Prepared, Tiling
 

@@ -20,12 +20,12 @@ import torch
 from PIL import Image, ImageOps
 
 from producer.agreement import agreement
+from qsit.questions import LEVELS, READY
 from training.copies import HARMS
 from training.distortions import DISTORTIONS, distort
 from training.photos import fetch_or_exit
 from training.scenes import opened
 from worker.qsit import QSit
-from worker.questions import LEVELS, READY
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODERATE = 0.5

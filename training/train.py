@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from models.errors import QsitError
 from producer.agreement import agreement
+from qsit.errors import QsitError
+from qsit.rating import PROMPT
 from training.examples import Examples, loss_of
 from training.lists import Entry, read
 from training.plan import Plan
 from training.published import save
-from worker.procedure import PROMPT
 from worker.qsit import QSit
 
 STATE = "training.pt"

@@ -7,10 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.questions import Answer, Question
+from qsit.questions import Answer, Question, forms
 from worker.branches import Branches
 from worker.prompts import Prompts
-from worker.questions import forms
 
 POSITIONS = 128
 """Tokens for which the logits of the whole vocabulary are held at a time."""

@@ -13,7 +13,7 @@ import psutil
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from models.errors import BrokerUnavailable, DatabaseUnavailable, UsageError
+from qsit.errors import BrokerUnavailable, DatabaseUnavailable, UsageError
 from worker import TRY_AGAIN
 
 log = logging.getLogger("qsit")
@@ -26,7 +26,7 @@ SAME_SIGNAL_S = 1.0
 
 def configuration() -> dict[str, Any]:
     """What Celery is told; read when it is first needed, not at import."""
-    from worker import settings
+    from qsit import settings
 
     return {
         "broker_url": settings.load().broker_url or DEFAULT_BROKER,
@@ -83,13 +83,14 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
     from kombu.transport.redis import Channel
 
     from models import db
-    from worker import checkpoint, dispatch, process, settings
+    from qsit import checkpoints, settings
+    from worker import dispatch, process
 
     try:
         chosen = settings.load()
         engine = db.ready(chosen.database_url)
         dispatch.check_broker(app)
-        revision = checkpoint.resolve(checkpoint.full_name(chosen.model), chosen.revision)
+        revision = checkpoints.resolve(checkpoints.full_name(chosen.model), chosen.revision)
         lane = process.lane_of(chosen, revision)
         devices = find_devices(chosen.device)
         queue = dispatch.queue(dispatch.queue_of(engine, lane))
@@ -143,7 +144,8 @@ def _begin_process(**_: Any) -> None:
     """In a process of the pool: load the model on the device that is its own."""
     from billiard.process import current_process
 
-    from worker import orphans, process, settings
+    from qsit import settings
+    from worker import orphans, process
 
     orphans.end_with_parent()
     try:

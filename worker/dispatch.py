@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from models import backlog
 from models.claims import Lane
-from models.errors import BrokerUnavailable
+from qsit.errors import BrokerUnavailable
 
 AHEAD = 2
 """Chunks that wait in Redis for each live worker."""

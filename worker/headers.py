@@ -7,8 +7,8 @@ from typing import Any
 from PIL import ExifTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO, MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from worker.kinds import not_read
 
 MAX_SIDE = 1_000_000

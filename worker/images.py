@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from worker import headers
 from worker.depths import DEEP, eight_bits
 from worker.jpeg2000 import check_jpeg2000, profile_of_jpeg2000

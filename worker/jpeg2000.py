@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Iterator
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 from worker.headers import check_size
 from worker.kinds import not_read
 

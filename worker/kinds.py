@@ -1,7 +1,7 @@
 """What the first bytes of a file say it is; its name says nothing."""
 
-from models.errors import ImageError
-from models.states import Reason
+from qsit.errors import ImageError
+from qsit.states import Reason
 
 STARTS = (
     (b"\xff\xd8\xff", "JPEG"),  # MPO, too

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from models.errors import CheckpointError
-from worker import checkpoint
+from qsit import checkpoints
+from qsit.errors import CheckpointError
 from worker.prompts import Prompts
 from worker.tiles import Tiling
 
@@ -22,8 +22,8 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[
     Raises:
         CheckpointError: when it cannot be found or read, or its weights are not complete.
     """
-    name = checkpoint.full_name(model)
-    folder = checkpoint.fetch(name, revision or checkpoint.resolve(name))
+    name = checkpoints.full_name(model)
+    folder = checkpoints.fetch(name, revision or checkpoints.resolve(name))
     wanted = DTYPES[dtype]
     tiling = Tiling.of_checkpoint(folder)
     verbosity = transformers_logging.get_verbosity()

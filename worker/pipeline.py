@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
-from models.errors import ImageError, ProcessSpent, QsitError, WorkerFault
-from models.questions import Answer, Question
-from models.states import Reason
-from worker.procedure import Score
+from qsit.errors import ImageError, ProcessSpent, QsitError, WorkerFault
+from qsit.questions import Answer, Question
+from qsit.rating import Score
+from qsit.states import Reason
 from worker.tiles import Prepared
 
 LOOK_AHEAD_BYTES = 512 * 1024 * 1024

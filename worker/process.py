@@ -17,17 +17,18 @@ from sqlalchemy import Engine
 
 from models import backlog, db, fleet, ledger, results, steering
 from models.claims import Claim, ClaimedItem, Known, Lane
-from models.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from models.jobs import finish_done_jobs
 from models.patience import insist
-from models.states import UNKNOWN_VERSION, WorkerState
 from models.tables import Worker
-from worker import checkpoint, dispatch, memory
+from qsit import checkpoints
+from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
+from qsit.rating import AS_STORED
+from qsit.settings import Settings
+from qsit.sources.source import Reader
+from qsit.states import UNKNOWN_VERSION, WorkerState
+from worker import dispatch, memory
 from worker.images import decode
 from worker.pipeline import Pipeline, Ready
-from worker.procedure import AS_STORED
-from worker.settings import Settings
-from worker.sources import Reader
 
 log = logging.getLogger("qsit")
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 def lane_of(settings: Settings, revision: str) -> Lane:
     """Which chunks a worker takes that holds this revision of its model."""
-    return Lane(checkpoint.full_name(settings.model), revision, settings.private_run or "", settings.private_job)
+    return Lane(checkpoints.full_name(settings.model), revision, settings.private_run or "", settings.private_job)
 
 
 class Process:

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from models.errors import CheckpointError
-from worker.procedure import WORDS
+from qsit.errors import CheckpointError
+from qsit.rating import WORDS
 
 
 class Prompts:

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate, linear
 
-from models.errors import CheckpointError
-from models.questions import MAX_NEW_TOKENS, Answer, Question
+from qsit.errors import CheckpointError
+from qsit.questions import MAX_NEW_TOKENS, Answer, Question, put
+from qsit.rating import ANSWER, PROMPT, Score, score_of
 from worker import answering, loading
 from worker.branches import Branches, Rows
 from worker.forward import Kept, LanguageModel, Packing, VisionTower, text_layer, vision_layer
-from worker.procedure import ANSWER, PROMPT, Score, score_of
 from worker.prompts import Prompts
-from worker.questions import put
 from worker.tiles import Prepared, Tiling
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from functools import partial
 
 from models import ledger
 from models.claims import Claim
-from models.errors import LeaseLost, ProcessSpent, QsitError
+from qsit.errors import LeaseLost, ProcessSpent, QsitError
 from worker import process
 from worker.app import app
 from worker.dispatch import TASK

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import CheckpointError
+from qsit.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from models.errors import ImageError, QsitError, WorkerFault
-from models.states import UNKNOWN_VERSION, Reason
-from worker.photos import Photo, check_bytes
-from worker.s3 import ATTEMPTS, SCHEME, Client, etag_of, split, version_of
+from qsit.errors import ImageError, QsitError, WorkerFault
+from qsit.sources.filters import Photo, check_bytes
+from qsit.sources.s3_client import ATTEMPTS, SCHEME, Client, etag_of, split, version_of
+from qsit.states import UNKNOWN_VERSION, Reason
 
 if TYPE_CHECKING:
-    from worker.s3_errors import Trouble
+    from qsit.sources.s3_errors import Trouble
 
 READ_S, SLOWEST = 120, 50_000
 """Seconds that one photo may take, and bytes a second that it may take beyond them."""
@@ -110,13 +110,13 @@ class Buckets:
         except QsitError:
             raise
         except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
-            from worker.s3_errors import told_apart
+            from qsit.sources.s3_errors import told_apart
 
             trouble, words = told_apart(error, f"{SCHEME}{bucket}/{key}", "s3:GetObject", self._client.endpoint_url)
             raise self._verdict(trouble, words, bucket, key) from error
 
     def _verdict(self, trouble: "Trouble", words: str, bucket: str, key: str) -> ImageError | WorkerFault:
-        from worker.s3_errors import Trouble
+        from qsit.sources.s3_errors import Trouble
 
         reasons = {
             Trouble.MISSING: Reason.MISSING,

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.db import default_url
-from models.errors import SourceError, UsageError
-from worker import sources
-from worker.checkpoint import DEFAULT
+from qsit.checkpoints import DEFAULT
+from qsit.errors import SourceError, UsageError
+from qsit.sources import source
 
 BROKERS = ("redis", "rediss", "sentinel", "redis+socket")
 
@@ -88,7 +88,7 @@ def _full_root(root: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"there is no such user as in {expanded}")
     try:
-        return sources.full_name(expanded)
+        return source.full_name(expanded)
     except SourceError as error:
         raise ValueError(str(error)) from error
 

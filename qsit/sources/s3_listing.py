@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from models.errors import QsitError, SourceError
-from models.states import UNKNOWN_VERSION
-from worker.photos import Choice, Found
-from worker.s3 import SCHEME, Client, split, version_of
+from qsit.errors import QsitError, SourceError
+from qsit.sources.filters import Choice, Found
+from qsit.sources.s3_client import SCHEME, Client, split, version_of
+from qsit.states import UNKNOWN_VERSION
 
 
 def check(client: Client, source: str) -> None:
@@ -96,7 +96,7 @@ def _told(client: Client, bucket: str) -> Iterator[None]:
     except QsitError:
         raise
     except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
-        from worker.s3_errors import told_apart
+        from qsit.sources.s3_errors import told_apart
 
         _, words = told_apart(error, f"{SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
         raise SourceError(words) from error

@@ -16,7 +16,7 @@ QsitError                   one line to the user, exit status 1
 `-- ImageError              one photo cannot be scored, with its reason
 """
 
-from models.states import Reason
+from qsit.states import Reason
 
 
 class QsitError(Exception):

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.errors import SourceError, WorkerFault
-from worker import files, s3, s3_listing
-from worker.files import Folders, local_path, uri_of
-from worker.photos import Choice, Found, Photo
-from worker.s3 import SCHEME, Client
-from worker.s3_reading import Buckets
+from qsit.errors import SourceError, WorkerFault
+from qsit.sources import local, s3_client, s3_listing
+from qsit.sources.filters import Choice, Found, Photo
+from qsit.sources.local import Folders, local_path, uri_of
+from qsit.sources.s3_client import SCHEME, Client
+from qsit.sources.s3_reader import Buckets
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Listing(Choice):
         if source.startswith(SCHEME):
             yield from s3_listing.walk(self._client, self, source, of_list=of_list)
         else:
-            yield from files.walk(self, source, of_list=of_list)
+            yield from local.walk(self, source, of_list=of_list)
 
 
 class Reader:
@@ -99,7 +99,7 @@ def full_name(source: str) -> str:
         SourceError: when it is of another kind.
     """
     if source.startswith(SCHEME):
-        s3.split(source)
+        s3_client.split(source)
         return source
     return str(local_path(source))
 
@@ -115,7 +115,7 @@ def prefix_of(place: str) -> str:
 def roots_of(source: str) -> set[str]:
     """What a worker must be allowed to read for a source."""
     if source.startswith(SCHEME):
-        return {SCHEME + s3.split(source)[0]} if source.endswith("*") else {source}
+        return {SCHEME + s3_client.split(source)[0]} if source.endswith("*") else {source}
     path = local_path(source)
     return {str(path)} if path.is_dir() else {str(path.parent), str(path.resolve().parent)}
 
@@ -127,7 +127,7 @@ def common_roots(sources: Iterable[str]) -> set[str]:
     for source in sources:
         with suppress(SourceError):  # which is told when it is listed
             if source.startswith(SCHEME):
-                buckets.add(SCHEME + s3.split(source)[0])
+                buckets.add(SCHEME + s3_client.split(source)[0])
             else:
                 folders |= roots_of(source)
     return buckets | ({os.path.commonpath(folders)} if folders else set())

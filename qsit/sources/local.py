@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
-from models.errors import ImageError, SourceError, WorkerFault
-from models.states import Reason
-from worker.photos import Choice, Found, Photo, check_bytes, named_as_photo
+from qsit.errors import ImageError, SourceError, WorkerFault
+from qsit.sources.filters import Choice, Found, Photo, check_bytes, named_as_photo
+from qsit.states import Reason
 
 GONE = "gone"
 """The version of a file that was not there when it was listed."""

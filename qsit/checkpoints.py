@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from models.errors import CheckpointError
+from qsit.errors import CheckpointError
 
 DEMO = "demo"
 DEFAULT = "zhangzicheng/q-sit-mini"
@@ -70,7 +70,7 @@ def _is_folder(model: str) -> bool:
 
 
 def _folder(model: str) -> Path:
-    folder = Path(str(files("worker.demo"))) if model == DEMO else _path(model).resolve()
+    folder = Path(str(files("qsit.demo"))) if model == DEMO else _path(model).resolve()
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no model folder {model}; --model takes a folder, a Hub id (owner/name) or demo"

@@ -9,7 +9,7 @@ import re
 import threading
 from typing import Any
 
-from models.errors import SourceError
+from qsit.errors import SourceError
 
 SCHEME = "s3://"
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
