@@ -21,8 +21,10 @@ from sqlalchemy import Engine, event, text
 from benchmarks.library import DIALECT
 from benchmarks.scale import LANE, databases, options, percentiles, scratch, submit
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, jobs, ledger, queries, register
+from models import db
 from models.claims import Claim, Failed, Scored
+from models.ledger import ingest, jobs, leases, scheduling, workers
+from models.queries import results
 from models.tables import Worker
 from qsit.states import Reason, WorkerState
 
@@ -60,7 +62,7 @@ class Clock:
 
 def make(engine: Engine, items: int, chunk: int) -> None:
     """A listed job, the first half of which is scored."""
-    register.CHUNK_SIZE = chunk
+    ingest.CHUNK_SIZE = chunk
     start = time.perf_counter()
     submit(engine.url.render_as_string(hide_password=False), items, "a library")
     half = "(SELECT id FROM chunks WHERE id % 2 = 0)"
@@ -86,7 +88,7 @@ def owner(number: int) -> str:
 def begin(engine: Engine) -> deque[int]:
     """Sixteen workers, all but the first with a chunk in hand. What waits in Redis."""
     for number in range(1, WORKERS + 1):
-        fleet.announce(
+        workers.announce(
             engine,
             Worker(
                 owner=owner(number), broker="", model=LANE.model, revision=LANE.revision, device="cuda:0",
@@ -95,13 +97,13 @@ def begin(engine: Engine) -> deque[int]:
         )  # fmt: skip
     waiting = deque(message.chunk_id for message in send(engine))
     for number in range(2, WORKERS + 1):
-        ledger.claim(engine, waiting.popleft(), LANE, owner(number), LEASE_S)
+        leases.claim(engine, waiting.popleft(), LANE, owner(number), LEASE_S)
     waiting.extend(message.chunk_id for message in send(engine))
     return waiting
 
 
-def send(engine: Engine) -> list[backlog.Message]:
-    return backlog.send(engine, LANE, ahead=2, lease_s=LEASE_S)
+def send(engine: Engine) -> list[scheduling.Message]:
+    return scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S)
 
 
 def rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen: random.Random) -> None:
@@ -119,19 +121,19 @@ def rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen
         if len(ids) == BATCH and not failed:
             clock.took[TOGETHER].append(clock.took["claim"][-1] + clock.took["record"][-1])
         with clock.timing("hand_back"):
-            ledger.hand_back(engine, claim)
+            leases.hand_back(engine, claim)
 
 
 def claimed(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
     with clock.timing("claim"):
-        claim = ledger.claim(engine, chunk_id, LANE, owner(1), LEASE_S)
+        claim = leases.claim(engine, chunk_id, LANE, owner(1), LEASE_S)
     assert claim is not None
     return claim
 
 
 def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random) -> None:
     with clock.timing("start"):
-        ledger.start(engine, claim, ids)
+        leases.start(engine, claim, ids)
     results: list[Scored | Failed] = [
         Failed(image_id, Reason.CORRUPT, "the file is truncated")
         if index < failed
@@ -139,7 +141,7 @@ def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed
         for index, image_id in enumerate(ids)
     ]
     with clock.timing(f"record: {failed} of them failed" if failed else "record"):
-        ledger.record(engine, claim, results, LEASE_S)
+        leases.record(engine, claim, results, LEASE_S)
 
 
 def asked_by_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> None:
@@ -147,15 +149,15 @@ def asked_by_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> N
 
     def beat() -> None:
         with db.writing(engine) as connection:
-            fleet.beat(connection, owner(1))
-            ledger.extend(connection, claim, LEASE_S)
+            workers.beat(connection, owner(1))
+            leases.extend(connection, claim, LEASE_S)
 
     asked: dict[str, Callable[[], object]] = {
         "heartbeat": beat,
         "finish_done_jobs": lambda: jobs.finish_done_jobs(engine),
-        "free_the_dead": lambda: backlog.free_the_dead(engine),
-        "lanes": lambda: backlog.lanes(engine),
-        "progress": lambda: queries.progress(engine, JOB),
+        "free_the_dead": lambda: scheduling.free_the_dead(engine),
+        "lanes": lambda: scheduling.lanes(engine),
+        "progress": lambda: results.progress(engine, JOB),
     }
     for name, ask in asked.items():
         for _ in range(count):

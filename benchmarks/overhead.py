@@ -28,8 +28,9 @@ from sqlalchemy import func, select
 
 from benchmarks.scale import apart, databases, options, scratch
 from migrations.upgrade import upgrade
-from models import db, register
+from models import db
 from models.claims import ClaimedItem
+from models.ledger import ingest
 from models.tables import Score, Worker
 from producer.submit import Request, opened
 from producer.watch import POLL_S
@@ -249,15 +250,15 @@ def steps(folder: Path, budget: int) -> tuple[float, float]:
 
 def pauses(bench: Bench, rate: float) -> dict[str, Any]:
     """How long the model waits between two batches, and between two chunks."""
-    size, before_smallest = register.CHUNK_SIZE, register.SMALLEST_CHUNK
-    register.SMALLEST_CHUNK = size  # or a small job would have small chunks
+    size, before_smallest = ingest.CHUNK_SIZE, ingest.SMALLEST_CHUNK
+    ingest.SMALLEST_CHUNK = size  # or a small job would have small chunks
     photos = make_photos(bench.folder / "paced", CHUNKS * size)
     with bench.fleet("pauses", 1, bench.batch / rate) as running:
         before = sum(running.processor_s().values())
         running.enqueue(photos)
         spent = sum(running.processor_s().values()) - before
         [batches] = running.told().values()
-    register.SMALLEST_CHUNK = before_smallest
+    ingest.SMALLEST_CHUNK = before_smallest
     within: list[float] = []
     between: list[float] = []
     done = 0

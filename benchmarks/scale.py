@@ -34,10 +34,12 @@ from sqlalchemy import Engine, text
 from benchmarks import library
 from benchmarks.library import BIG_JOB, GOOD_MONTH, MODEL, SECOND_JOB, SECOND_MODEL, Library
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, jobs, ledger, queries
+from models import db
 from models.claims import Lane
-from models.jobs import JobSpec
-from models.queries import Wanted
+from models.ledger import jobs, leases, scheduling, workers
+from models.ledger.jobs import JobSpec
+from models.queries import results
+from models.queries.results import Wanted
 from producer.local import broker_program
 from producer.submit import BATCH
 from worker import dispatch
@@ -152,8 +154,8 @@ def memory_of_redis(engine: Engine) -> float:
 def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str, Callable[[], object]]:
     """What people ask, each time about something else."""
 
-    def wanted(**about: Any) -> list[queries.Result]:
-        return list(queries.results(engine, Wanted(**{"limit": 50, **about})))
+    def wanted(**about: Any) -> list[results.Result]:
+        return list(results.results(engine, Wanted(**{"limit": 50, **about})))
 
     def night() -> int:
         return chosen.randrange(BIG_JOB + 1, SECOND_JOB)
@@ -206,9 +208,9 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
         "the worst 50 of the second model": lambda: wanted(model=SECOND_MODEL),
         "the newest 50 of the second model": lambda: wanted(model=SECOND_MODEL, sort="-scored_at"),
         "the worst 50 of the second model under a month": lambda: wanted(model=SECOND_MODEL, under=month()),
-        "the first 1,000 failures of the big job": lambda: list(islice(queries.failures(engine, BIG_JOB), 1000)),
+        "the first 1,000 failures of the big job": lambda: list(islice(results.failures(engine, BIG_JOB), 1000)),
         "status of the big job": lambda: (
-            queries.progress(engine, BIG_JOB), queries.failures_by_reason(engine, BIG_JOB), fleet.workers(engine)
+            results.progress(engine, BIG_JOB), results.failures_by_reason(engine, BIG_JOB), workers.workers(engine)
         ),
         "send a chunk and claim it": lambda: send_and_claim(engine),
     }  # fmt: skip
@@ -216,8 +218,8 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
 
 def send_and_claim(engine: Engine) -> object:
     lane = Lane(LANE.model, LANE.revision, "a broker of its own", BIG_JOB)
-    (message,) = backlog.send(engine, lane, ahead=1, lease_s=3600)
-    return ledger.claim(engine, message.chunk_id, LANE, "gpu1:1:1.00", 3600)
+    (message,) = scheduling.send(engine, lane, ahead=1, lease_s=3600)
+    return leases.claim(engine, message.chunk_id, LANE, "gpu1:1:1.00", 3600)
 
 
 def timed(asked: Callable[[], object], runs: int) -> tuple[float, float]:

@@ -269,7 +269,7 @@ class Worker(Base):
 
     __tablename__ = "workers"
 
-    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.fleet.identity
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.ledger.workers.identity
     broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.Lane
     model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str] = mapped_column(Text)

@@ -14,10 +14,12 @@ import click
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import db, jobs, queries
+from models import db
 from models.claims import Lane
-from models.patience import insist
-from models.queries import Progress
+from models.ledger import jobs
+from models.queries import results as result_queries
+from models.queries.results import Progress
+from models.retry import insist
 from producer import exports, questions, report, steer, submission
 from producer import status as job_status
 from producer.evaluate import evaluate
@@ -173,7 +175,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
     engine = db.ready(settings.load().database_url)
-    exports.write_failures(queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    exports.write_failures(result_queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
 
@@ -203,7 +205,7 @@ def results(
     engine = db.ready(settings.load().database_url)
     if under is not None:
         under = source.prefix_of(under)
-    wanted = queries.Wanted(
+    wanted = result_queries.Wanted(
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else checkpoints.full_name(model),
         under=under,
@@ -212,12 +214,12 @@ def results(
     )
     names: list[str] | None = None
     if wanted.answers:
-        names = queries.question_names(engine, wanted) if form == "csv" else []
+        names = result_queries.question_names(engine, wanted) if form == "csv" else []
         if output is None and isinstance(sys.stdout, io.TextIOWrapper):
             # the locale may not have the letters of every language
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with _opened_output(output) as file:
-        demo = exports.write_results(queries.results(engine, wanted), form, scale, file, names)
+        demo = exports.write_results(result_queries.results(engine, wanted), form, scale, file, names)
     if demo:
         _talk(f"note: {report.DEMO_NOTE}")
     return OK

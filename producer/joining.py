@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models import scorers
 from models.db import storable
-from models.scorers import ScorerInUse
+from models.queries import scorers
+from models.queries.scorers import ScorerInUse
 from producer.labels import Label
 from producer.leftout import LeftOut
 from qsit.sources.local import local_path, path_of, uri_of

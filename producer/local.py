@@ -13,7 +13,7 @@ from pathlib import Path
 
 from celery.platforms import set_pdeathsig
 
-from models.fleet import identity
+from models.ledger.workers import identity
 from qsit.errors import QsitError
 from qsit.settings import Settings
 from worker import COMMAND, SAFE_PATH, TRY_AGAIN

@@ -10,8 +10,10 @@ import click
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import db, jobs, scorers
-from models.scorers import ScorerInUse
+from models import db
+from models.ledger import jobs
+from models.queries import scorers
+from models.queries.scorers import ScorerInUse
 from producer import joining, labels, published
 from producer.agreement import FIGURES, Agreement, agreement, statistics
 from producer.exits import COULD_NOT_RUN, HAS_FAILURES, OK

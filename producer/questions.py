@@ -10,8 +10,8 @@ from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
-from models.answers import MAX_QUESTION_BYTES
 from models.db import storable
+from models.ledger.answers import MAX_QUESTION_BYTES
 from producer.report import in_one_line
 from qsit.errors import UsageError
 from qsit.questions import LETTERS, MAX_NEW_TOKENS, READY, Question, forms

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from models.jobs import OpenedJob
-from models.queries import Progress, Result
+from models.ledger.jobs import OpenedJob
+from models.queries.results import Progress, Result
 from qsit.checkpoints import DEMO
 from qsit.rating import WORDS
 from qsit.sources.local import path_of

@@ -9,9 +9,11 @@ from functools import partial
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, queries
+from models import db
 from models.claims import Lane
-from models.queries import Progress, Wanted
+from models.ledger import scheduling, workers
+from models.queries import results
+from models.queries.results import Progress, Wanted
 from producer import report
 from producer.exits import exit_status
 from producer.interrupts import Interrupted
@@ -39,10 +41,10 @@ def score(chosen: Settings, request: Request, console: Console, scale: str) -> i
     engine = _own_database(chosen)
     if not private:
         dispatch.check_broker(app)
-    backlog.free_the_dead(engine)
+    scheduling.free_the_dead(engine)
     teller = Teller(console)
     with opened(engine, request, teller.away, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
-        scored_before = queries.progress(engine, lister.job.id).scored
+        scored_before = results.progress(engine, lister.job.id).scored
         try:
             progress = _work(engine, chosen, lister, console, teller, private=private)
         except Interrupted:
@@ -73,7 +75,7 @@ def _work(
 ) -> Progress:
     """List, and wait until the job is done; the private worker starts with the first photo to score."""
     job = lister.job
-    lane = Lane(job.model, job.revision, fleet.identity(), job.id) if private else Lane(job.model, job.revision)
+    lane = Lane(job.model, job.revision, workers.identity(), job.id) if private else Lane(job.model, job.revision)
     run: LocalRun | None = None
     looked = time.monotonic()
     top_up_fleet = dispatch.topping_up(engine, app, lane, chosen.lease_s, partial(_say, console))
@@ -92,10 +94,10 @@ def _work(
     def heal(progress: Progress) -> None:
         if run is not None and (news := run.check(progress.scored + progress.failed)) is not None:
             _say(console, news)
-            backlog.free_the_dead(engine)
+            scheduling.free_the_dead(engine)
 
     def after_batch(queued: int) -> None:
-        progress = queries.progress(engine, job.id)
+        progress = results.progress(engine, job.id)
         show(progress)
         heal(progress)
         if queued:
@@ -114,7 +116,7 @@ def _work(
             listed = lister.list(after_batch)
             for line in report.listing_notes(job, lister.listing, listed=listed):
                 _say(console, line)
-            progress = queries.progress(engine, job.id)
+            progress = results.progress(engine, job.id)
             if progress.queued + progress.running or not progress.is_listed:
                 work_begins()
             return Watch(engine, job.id, teller, lane.broker).until_done(show, check)
@@ -131,7 +133,7 @@ def _say(console: Console, line: str) -> None:
 def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     done = ""
     with suppress(DatabaseUnavailable):
-        done = f"{report.counts(queries.progress(engine, lister.job.id))}; "
+        done = f"{report.counts(results.progress(engine, lister.job.id))}; "
     _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
 
 
@@ -139,12 +141,12 @@ def _summary(
     engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float, scale: str
 ) -> Iterator[str]:
     of_job = Wanted(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
-    best = list(queries.results(engine, replace(of_job, sort="-score")))
-    worst = list(queries.results(engine, replace(of_job, sort="score")))
+    best = list(results.results(engine, replace(of_job, sort="-score")))
+    worst = list(results.results(engine, replace(of_job, sort="score")))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
-    reasons = queries.failures_by_reason(engine, progress.job)
-    answers = queries.answers_given(engine, progress.job) if progress.asks else 0
+    reasons = results.failures_by_reason(engine, progress.job)
+    answers = results.answers_given(engine, progress.job) if progress.asks else 0
     database = db.shown(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from models import fleet, queries
-from models.fleet import WorkerInfo
-from models.queries import Progress, Silence
+from models.ledger import workers
+from models.ledger.workers import WorkerInfo
+from models.queries import results
+from models.queries.results import Progress, Silence
 from producer.report import count, duration, per_second, utc
 from qsit.states import JobState, Reason, WorkerState
 
@@ -46,17 +47,17 @@ class Status:
 
 def gather(engine: Engine, job_id: int) -> Status:
     """How a job stands now."""
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     return Status(
         progress=progress,
-        reasons=queries.failures_by_reason(engine, job_id),
-        pace=queries.pace(engine, job_id) if progress.left else None,
+        reasons=results.failures_by_reason(engine, job_id),
+        pace=results.pace(engine, job_id) if progress.left else None,
         workers=[
             worker
-            for worker in fleet.workers(engine, seen_within_s=LIVE_S)
+            for worker in workers.workers(engine, seen_within_s=LIVE_S)
             if worker.state is not WorkerState.STOPPED or worker.notice
         ],
-        silences=queries.silences(engine, job_id, LIVE_S),
+        silences=results.silences(engine, job_id, LIVE_S),
     )
 
 

@@ -5,7 +5,9 @@ from datetime import timedelta
 import click
 from sqlalchemy import Engine
 
-from models import backlog, db, jobs, queries, steering
+from models import db
+from models.ledger import control, jobs, scheduling
+from models.queries import results
 from producer.report import count, counts
 from qsit import settings
 from qsit.states import JobState, Reason
@@ -16,7 +18,7 @@ from qsit.states import JobState, Reason
 def pause(job: str | None) -> None:
     """Send nothing more of a job; workers hand back what they hold after the batch in hand."""
     engine, job_id = _job(job)
-    steering.pause(engine, job_id)
+    control.pause(engine, job_id)
     click.echo(f"job {job_id} is paused; to go on: qsit resume {job_id}", err=True)
 
 
@@ -25,7 +27,7 @@ def pause(job: str | None) -> None:
 def resume(job: str | None) -> None:
     """Let a paused job go on."""
     engine, job_id = _job(job)
-    steering.resume(engine, job_id)
+    control.resume(engine, job_id)
     click.echo(f"job {job_id} goes on{_hint(engine, job_id)}", err=True)
 
 
@@ -34,8 +36,8 @@ def resume(job: str | None) -> None:
 def cancel(job: str | None) -> None:
     """Do nothing more of a job, for good; scores that are there stay."""
     engine, job_id = _job(job)
-    steering.cancel(engine, job_id)
-    click.echo(f"job {job_id} is cancelled; {counts(queries.progress(engine, job_id))}", err=True)
+    control.cancel(engine, job_id)
+    click.echo(f"job {job_id} is cancelled; {counts(results.progress(engine, job_id))}", err=True)
 
 
 @click.command()
@@ -45,7 +47,7 @@ def cancel(job: str | None) -> None:
 def retry(job: str | None, reasons: tuple[str, ...]) -> None:
     """Try the failed photos of a job again."""
     engine, job_id = _job(job)
-    number = steering.retry(engine, job_id, [Reason(reason) for reason in reasons])
+    number = control.retry(engine, job_id, [Reason(reason) for reason in reasons])
     click.echo(f"{count(number, 'photo')} of job {job_id} queued again{_hint(engine, job_id)}", err=True)
 
 
@@ -55,7 +57,7 @@ def retry(job: str | None, reasons: tuple[str, ...]) -> None:
 def prune(days: int) -> None:
     """Remove what the ledger holds of old jobs. Scores, counts and failures stay."""
     engine = db.ready(settings.load().database_url)
-    number = steering.prune(engine, timedelta(days=days))
+    number = control.prune(engine, timedelta(days=days))
     click.echo(f"{count(number, 'row')} removed", err=True)
 
 
@@ -68,17 +70,17 @@ def recover() -> None:
     chosen = settings.load()
     engine = db.ready(chosen.database_url)
     dispatch.check_broker(app)
-    number = backlog.recover(engine)
-    for lane in backlog.lanes(engine):
+    number = scheduling.recover(engine)
+    for lane in scheduling.lanes(engine):
         dispatch.top_up(engine, app, lane, chosen.lease_s)
-    steering.settle_cancelled(engine)
+    control.settle_cancelled(engine)
     jobs.finish_done_jobs(engine)
     click.echo(f"{count(number, 'chunk')} queued again", err=True)
 
 
 def _hint(engine: Engine, job_id: int) -> str:
     """What else it takes for a job to go on."""
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     if progress.state == JobState.PAUSED:
         return f"; it is paused: qsit resume {job_id}"
     return "; run the same `qsit score` again" if progress.private and progress.left else ""

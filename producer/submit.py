@@ -10,9 +10,9 @@ from itertools import islice
 
 from sqlalchemy import Engine
 
-from models import jobs
-from models.jobs import JobSpec, OpenedJob
-from models.patience import Away, insist
+from models.ledger import jobs
+from models.ledger.jobs import JobSpec, OpenedJob
+from models.retry import Away, insist
 from producer.lists import ListFile, opened_list
 from producer.report import count
 from qsit import checkpoints

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from sqlalchemy import Engine
 
-from models import jobs, queries
-from models.patience import insist
-from models.queries import Progress as JobProgress
+from models.ledger import jobs
+from models.queries import results
+from models.queries.results import Progress as JobProgress
+from models.retry import insist
 from producer import status
 from producer.report import duration, per_second
 from qsit.errors import DatabaseUnavailable
@@ -75,7 +76,7 @@ class Watch:
             time.sleep(POLL_S)
 
     def _look(self, show: Show, check: Show) -> JobProgress:
-        progress = queries.progress(self._engine, self._job_id)
+        progress = results.progress(self._engine, self._job_id)
         show(progress)
         if progress.state in (JobState.FINISHED, JobState.CANCELLED):
             return progress

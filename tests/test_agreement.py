@@ -92,7 +92,7 @@ def test_without_scipy_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_scipy_is_imported_for_figures_only() -> None:
     code = (
         "import sys, producer.cli, producer.submit, producer.score, producer.opinions, producer.perception,"
-        "models.queries; print(sorted({'scipy', 'torch', 'transformers'} & set(sys.modules)))"
+        "models.queries.results; print(sorted({'scipy', 'torch', 'transformers'} & set(sys.modules)))"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

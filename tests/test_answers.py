@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, select, text
 
-from models import backlog, jobs, ledger, queries, results, steering
 from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Scored
 from models.db import reading
-from models.queries import Wanted
+from models.ledger import control, jobs, leases, recording, scheduling
+from models.queries import results
+from models.queries.results import Wanted
 from models.tables import AnswerRow, Job, JobQuestion, QuestionRow
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
@@ -46,13 +47,13 @@ def work(
 ) -> tuple[int, int]:
     """Do all the work that there is; how many photos were scored, and how many answers given."""
     done: list[Scored | Known] = []
-    while messages := backlog.send(engine, LANE, ahead=4, lease_s=60):
+    while messages := scheduling.send(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
-            claim = ledger.claim(engine, message.chunk_id, LANE, HERE, 60)
+            claim = leases.claim(engine, message.chunk_id, LANE, HERE, 60)
             assert claim is not None
             batch = [result_of(claim, item, score(item.uri), answer) for item in claim.items]
-            ledger.record(engine, claim, batch, 60)
-            ledger.hand_back(engine, claim)
+            leases.record(engine, claim, batch, 60)
+            leases.hand_back(engine, claim)
             done += batch
     return sum(isinstance(each, Scored) for each in done), sum(len(each.answers) for each in done)
 
@@ -114,8 +115,8 @@ def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
 
     assert work(engine) == (3, 6)
 
-    assert queries.progress(engine, job_id).state is JobState.FINISHED
-    (first, *_) = queries.results(engine, Wanted(sort="uri", answers=True))
+    assert results.progress(engine, job_id).state is JobState.FINISHED
+    (first, *_) = results.results(engine, Wanted(sort="uri", answers=True))
     assert [(each.name, each.question, each.choices, each.answer, each.dtype, each.job) for each in first.answers] == [
         ("overall", WHY.text, (), to(WHY), "float32", job_id),
         ("sharpness", SHARP.text, LEVELS, to(SHARP), "float32", job_id),
@@ -128,13 +129,13 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
     score_all(engine)
 
     second = listed(engine, photos(6), ASKING)
-    assert queries.progress(engine, second).queued == 6
+    assert results.progress(engine, second).queued == 6
     assert [item.found for item in claimed(engine).items] == [Findings(0.5)] * 5 + [Findings()]
     expire(engine)
 
     assert work(engine) == (1, 12)
-    assert queries.progress(engine, second).state is JobState.FINISHED
-    scored_by = {result.job for result in queries.results(engine, Wanted(most=1.0))}
+    assert results.progress(engine, second).state is JobState.FINISHED
+    scored_by = {result.job for result in results.results(engine, Wanted(most=1.0))}
     assert scored_by == {1, second}
 
 
@@ -146,8 +147,8 @@ def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
     none = listed(engine, photos(5), replace(SPEC, key="none"))
     more = listed(engine, photos(5), replace(ASKING, key="more", questions=(SHARP, NOISE)))
 
-    assert [queries.progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
-    assert queries.progress(engine, same).state is JobState.FINISHED
+    assert [results.progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
+    assert results.progress(engine, same).state is JobState.FINISHED
     assert work(engine) == (0, 5)
     assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
 
@@ -160,7 +161,7 @@ def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> No
 
     again = listed(engine, photos(5), replace(ASKING, key="again"))
 
-    progress = queries.progress(engine, again)
+    progress = results.progress(engine, again)
     assert (progress.skipped, progress.queued) == (3, 2)
     assert work(engine) == (0, 4)
 
@@ -172,8 +173,8 @@ def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
     none = listed(engine, photos(4), SPEC)
     work(engine)
 
-    assert [queries.answers_given(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
-    assert [queries.progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
+    assert [results.answers_given(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
+    assert [results.progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
 
 
 def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
@@ -183,7 +184,7 @@ def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) ->
     others = (replace(WHY, max_new_tokens=20), replace(SHARP, choices=("no", "yes")))
     second = listed(engine, photos(1), replace(ASKING, key="others", questions=others))
 
-    assert queries.progress(engine, second).queued == 1
+    assert results.progress(engine, second).queued == 1
     assert work(engine) == (0, 2)
 
 
@@ -193,13 +194,13 @@ def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
 
     second = listed(engine, photos(10), replace(ASKING, ask_below=0.3))
 
-    progress = queries.progress(engine, second)
+    progress = results.progress(engine, second)
     assert (progress.skipped, progress.queued) == (5, 5)
     assert work(engine, by_number) == (2, 6)
     assert {by_number(uri) for uri, *_ in answers_in(engine)} == {0.0, 0.1, 0.2}
-    assert queries.progress(engine, second).state is JobState.FINISHED
+    assert results.progress(engine, second).state is JobState.FINISHED
     third = listed(engine, photos(10), replace(ASKING, key="again", ask_below=0.3))
-    assert queries.progress(engine, third).skipped == 10
+    assert results.progress(engine, third).skipped == 10
 
 
 def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
@@ -207,18 +208,18 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
     listed(engine, photos(1), replace(ASKING, priority=1))
     third = listed(engine, photos(10), replace(ASKING, key="third", ask_below=0.3))
     first = claimed(engine)
-    ledger.record(engine, first, [good(item.image_id, by_number(item.uri)) for item in first.items], 60)
-    ledger.hand_back(engine, first)
+    leases.record(engine, first, [good(item.image_id, by_number(item.uri)) for item in first.items], 60)
+    leases.hand_back(engine, first)
     second = claimed(engine)
-    ledger.record(engine, second, [result_of(second, item, 0.0, to) for item in second.items], 60)
-    ledger.hand_back(engine, second)
+    leases.record(engine, second, [result_of(second, item, 0.0, to) for item in second.items], 60)
+    leases.hand_back(engine, second)
 
     claim = claimed(engine)
 
     assert claim.job_id == third
     assert [by_number(item.uri) for item in claim.items] == [0.1, 0.2, 0.8, 0.9]
     assert [item.found.score for item in claim.items] == [0.1, 0.2, None, None]
-    assert queries.progress(engine, third).scored == 6
+    assert results.progress(engine, third).scored == 6
 
 
 def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine) -> None:
@@ -240,10 +241,10 @@ def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
     work(engine)
     second = listed(engine, photos(2), replace(ASKING, key="again", questions=(WHY,), rescore=True))
 
-    assert queries.progress(engine, second).queued == 2
+    assert results.progress(engine, second).queued == 2
     assert work(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
 
-    (result, _) = queries.results(engine, Wanted(answers=True))
+    (result, _) = results.results(engine, Wanted(answers=True))
     assert [(each.answer, each.job) for each in result.answers] == [
         (Answer("Bad.", cut=True), second), (to(SHARP), first),
     ]  # fmt: skip
@@ -265,10 +266,10 @@ def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
 
     second = listed(engine, [*photos(2), *photos(3, version="2")[2:]], replace(ASKING, key="again"))
 
-    assert queries.progress(engine, second).queued == 1
+    assert results.progress(engine, second).queued == 1
     assert work(engine, answer=lambda _: Answer("new")) == (1, 2)
     assert [answer for _, _, answer in answers_in(engine)] == ["old"] * 4 + ["new"] * 2
-    every = queries.results(engine, Wanted(all_versions=True, sort="uri", answers=True))
+    every = results.results(engine, Wanted(all_versions=True, sort="uri", answers=True))
     assert [each.answers[0].answer.text for each in every] == ["old"] * 3 + ["new"]
 
 
@@ -287,7 +288,7 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer(TEXTS[question.name]))
 
-    (result,) = queries.results(engine, Wanted(answers=True))
+    (result,) = results.results(engine, Wanted(answers=True))
     assert {each.name: each.answer.text for each in result.answers} == TEXTS
     assert [(each, question, TEXTS[question]) for each, question, _ in answers_in(engine)] == answers_in(engine)
 
@@ -298,7 +299,7 @@ def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
 
-    (result,) = queries.results(engine, Wanted(answers=True))
+    (result,) = results.results(engine, Wanted(answers=True))
     assert [each.answer for each in result.answers] == [Answer("nul \\0, half \\ud83c", cut=True)] * 2
     assert (result.answers[0].name, result.answers[0].question) == ("odd\\0", "is this odd: \\0 \\udcff?")
     assert result.answers[0].choices == ("a\\0", "问")
@@ -310,7 +311,7 @@ def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
 
     work(engine, answer=lambda _: Answer("low", probabilities=probabilities))
 
-    (result,) = queries.results(engine, Wanted(answers=True))
+    (result,) = results.results(engine, Wanted(answers=True))
     assert result.answers[0].answer == Answer("low", probabilities=probabilities)
 
 
@@ -328,7 +329,7 @@ def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
             Known(second.image_id, version, "float32", answers),
         ):
             with pytest.raises(LeaseLost):
-                ledger.record(engine, late, [result], 60)
+                leases.record(engine, late, [result], 60)
 
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(AnswerRow)).scalar() == 0
@@ -340,10 +341,10 @@ def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
     (item,) = claim.items
     batch = [result_of(claim, item, 0.5, to), result_of(claim, item, 0.5, to)]
 
-    ledger.record(engine, claim, batch, 60)
-    ledger.record(engine, claim, [*batch, Failed(item.image_id, Reason.CORRUPT, "too late")], 60)
+    leases.record(engine, claim, batch, 60)
+    leases.record(engine, claim, [*batch, Failed(item.image_id, Reason.CORRUPT, "too late")], 60)
 
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     assert (progress.scored, progress.failed) == (1, 0)
     assert len(answers_in(engine)) == 2
 
@@ -355,20 +356,20 @@ def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
     claim = claimed(engine)
     first, second = claim.items
     answers = {each: to(question) for each, question in claim.questions.items()}
-    found = results.findings(engine, first.uri, "v1", claim)
+    found = recording.findings(engine, first.uri, "v1", claim)
     assert (found, claim.is_settled(found)) == (Findings(0.5), False)
-    assert results.findings(engine, second.uri, "v1", claim) == Findings()
+    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
 
     batch = [
         Known(first.image_id, "v1", "float16", answers),
         replace(good(second.image_id), version="v2", answers=answers),
     ]
-    ledger.record(engine, claim, batch, 60)
+    leases.record(engine, claim, batch, 60)
 
-    assert results.findings(engine, first.uri, "v1", claim) == Findings(0.5, frozenset(answers))
-    assert results.findings(engine, second.uri, "v2", claim) == Findings(0.5, frozenset(answers))
-    assert claim.is_settled(results.findings(engine, second.uri, "v2", claim))
-    shown = list(queries.results(engine, Wanted(sort="uri", answers=True)))
+    assert recording.findings(engine, first.uri, "v1", claim) == Findings(0.5, frozenset(answers))
+    assert recording.findings(engine, second.uri, "v2", claim) == Findings(0.5, frozenset(answers))
+    assert claim.is_settled(recording.findings(engine, second.uri, "v2", claim))
+    shown = list(results.results(engine, Wanted(sort="uri", answers=True)))
     assert [(each.version, {given.dtype for given in each.answers}, len(each.answers)) for each in shown] == [
         ("v1", {"float16"}, 2),
         ("v2", {"float32"}, 2),
@@ -381,13 +382,13 @@ def test_a_photo_that_failed_while_it_was_asked_about_can_be_retried(engine: Eng
     second = listed(engine, photos(2), ASKING)
     score_all(engine, failing=(photos(1)[0].uri,), reason=Reason.MODEL_ERROR)
     third = listed(engine, photos(2), replace(ASKING, key="third"))
-    progress = queries.progress(engine, third)
+    progress = results.progress(engine, third)
     assert (progress.skipped, progress.skipped_failed, progress.queued) == (0, 1, 1)
 
-    assert steering.retry(engine, second) == 1
+    assert control.retry(engine, second) == 1
 
     assert work(engine) == (0, 4)
-    assert queries.progress(engine, second).state is JobState.FINISHED
+    assert results.progress(engine, second).state is JobState.FINISHED
 
 
 def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
@@ -412,18 +413,18 @@ def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
 
 
 def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.pages.PAGE", 7)
+    monkeypatch.setattr("models.queries.pagination.PAGE", 7)
     listed(engine, photos(30), ASKING)
     work(engine)
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
 
-    rows = list(queries.results(engine, Wanted(sort="-score", answers=True)))
+    rows = list(results.results(engine, Wanted(sort="-score", answers=True)))
 
     assert [len(row.answers) for row in rows] == [2] * 30
     assert sum("FROM answers" in statement for statement in asked) == 5
     del asked[:]
-    assert [row.answers for row in queries.results(engine, Wanted(sort="-score"))] == [()] * 30
+    assert [row.answers for row in results.results(engine, Wanted(sort="-score"))] == [()] * 30
     assert not [statement for statement in asked if "answers" in statement]
 
 
@@ -433,8 +434,8 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
     second = listed(engine, photos(30, "file:///p/")[15:], replace(ASKING, key="b", questions=(WHY,), ask_below=0.8))
     work(engine, by_number)
 
-    def found(**about: Any) -> list[queries.Result]:
-        return list(queries.results(engine, Wanted(sort="uri", **about)))
+    def found(**about: Any) -> list[results.Result]:
+        return list(results.results(engine, Wanted(sort="uri", **about)))
 
     assert [row.uri for row in found(job=second)] == [photo.uri for photo in photos(30)[20:]]
     both = found(job=second, answers=True)
@@ -447,16 +448,16 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
 def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
     job_id = listed(engine, photos(2), ASKING)
     other = listed(engine, photos(2), replace(ASKING, procedure="other", questions=(NOISE, SHARP)))
-    assert queries.question_names(engine, Wanted()) == []
+    assert results.question_names(engine, Wanted()) == []
 
     work(engine)
 
     listed(engine, photos(2), replace(ASKING, key="open", questions=(Question("open", "Open?"),)))
-    assert queries.question_names(engine, Wanted()) == ["overall", "sharpness", "noise"]
-    assert queries.question_names(engine, Wanted(job=job_id)) == ["overall", "sharpness"]
-    assert queries.question_names(engine, Wanted(job=other)) == ["sharpness", "noise"]
-    assert queries.question_names(engine, Wanted(model="demo")) == ["overall", "sharpness", "noise"]
-    assert queries.question_names(engine, Wanted(model="other")) == []
+    assert results.question_names(engine, Wanted()) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, Wanted(job=job_id)) == ["overall", "sharpness"]
+    assert results.question_names(engine, Wanted(job=other)) == ["sharpness", "noise"]
+    assert results.question_names(engine, Wanted(model="demo")) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, Wanted(model="other")) == []
 
 
 def test_without_questions_nothing_is_asked_of_the_answers(engine: Engine) -> None:

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, update
 
 from models import db
 from models.claims import Lane, Scored
-from models.jobs import JobSpec, add_images, begin_listing, open_job
-from models.ledger import claim, record
+from models.ledger.jobs import JobSpec, add_images, begin_listing, open_job
+from models.ledger.leases import claim, record
 from models.tables import Item
 from qsit.sources.filters import Found
 from qsit.states import ItemState

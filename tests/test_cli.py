@@ -72,7 +72,7 @@ def test_every_reason_is_in_the_readme() -> None:
 
 def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:
     code = (
-        "import sys, producer.cli, producer.submit, producer.score, producer.local, worker.app, models.queries;"
+        "import sys, producer.cli, producer.submit, producer.score, producer.local, worker.app, models.queries.results;"
         "print(sorted({'torch', 'transformers', 'boto3'} & set(sys.modules)))"
     )
 

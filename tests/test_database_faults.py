@@ -18,7 +18,9 @@ import pytest
 from sqlalchemy import func, select
 
 from migrations.upgrade import upgrade
-from models import db, jobs, queries
+from models import db
+from models.ledger import jobs
+from models.queries import results
 from models.tables import Item, Score
 from qsit.errors import DatabaseError, DatabaseUnavailable
 from qsit.states import ItemState, JobState
@@ -66,7 +68,7 @@ class Fleet:
             states = connection.execute(select(Item.state, func.count()).group_by(Item.state)).all()
         assert [tuple(row) for row in states] == [(ItemState.SCORED, PHOTOS)]
         assert self.scored() == PHOTOS
-        assert queries.progress(engine, jobs.find_job(engine, None)).state == JobState.FINISHED
+        assert results.progress(engine, jobs.find_job(engine, None)).state == JobState.FINISHED
         engine.dispose()
         assert "Traceback" not in self.log.read_text() + self.wait_log.read_text()
 

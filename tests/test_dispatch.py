@@ -13,8 +13,9 @@ from celery import Celery
 from sqlalchemy import Engine, update
 
 from migrations.upgrade import upgrade
-from models import backlog, db, ledger
+from models import db
 from models.db import writing
+from models.ledger import leases, scheduling
 from models.tables import Chunk
 from qsit.errors import BrokerUnavailable
 from tests.test_jobs import LANE, listed, photos
@@ -50,7 +51,7 @@ def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
     body = json.loads(zlib.decompress(base64.b64decode(message["body"])))
     chunk_id, uris = body[0]
     assert uris == [photo.uri for photo in photos(len(uris))]
-    assert ledger.claim(engine, chunk_id, LANE, "me:1:1.00", 60) is not None
+    assert leases.claim(engine, chunk_id, LANE, "me:1:1.00", 60) is not None
 
 
 def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         dispatch.top_up(engine, away, LANE, 60)
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Celery, queue: redis.Redis) -> None:
@@ -76,7 +77,7 @@ def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Ce
     dispatch.top_up(engine, app, LANE, 60)
     assert queue.llen(name) == 0, "it may be on its way to a worker"
     with writing(engine) as connection:
-        connection.execute(update(Chunk).values(until=Chunk.until - backlog.SETTLE_S - 1))
+        connection.execute(update(Chunk).values(until=Chunk.until - scheduling.SETTLE_S - 1))
     dispatch.top_up(engine, app, LANE, 60)
 
     assert queue.llen(name) == dispatch.AHEAD
@@ -106,7 +107,7 @@ def test_whatever_redis_refuses_is_queued_again_and_told_once(
     [line] = told
     assert words in line
     assert "nothing is lost" in line
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_each_ledger_has_queues_of_its_own(engine: Engine, tmp_path: Path) -> None:

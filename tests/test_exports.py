@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.db import reading
-from models.queries import Given, Result
+from models.queries.results import Given, Result
 from producer import exports
 from qsit.questions import LEVELS, Answer
 from tests.programs import QSIT, environment, run

@@ -8,9 +8,9 @@ import sys
 import pytest
 from sqlalchemy import Engine, update
 
-from models import fleet
 from models.db import writing
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger import workers
 from models.tables import Worker
 from qsit.states import WorkerState
 
@@ -22,8 +22,8 @@ def worker(owner: str, broker: str = "") -> Worker:
 
 
 def test_a_process_knows_itself_to_live() -> None:
-    assert not fleet.is_dead(fleet.identity())
-    assert fleet.identity() == fleet.identity()
+    assert not workers.is_dead(workers.identity())
+    assert workers.identity() == workers.identity()
 
 
 def test_an_ended_process_of_this_host_is_dead() -> None:
@@ -31,21 +31,21 @@ def test_an_ended_process_of_this_host_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     owner = child.stdout.readline().strip()
-    assert not fleet.is_dead(owner)
+    assert not workers.is_dead(owner)
 
     child.communicate("\n")
 
-    assert fleet.is_dead(owner)
+    assert workers.is_dead(owner)
 
 
 def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
-    host = fleet.identity().rsplit(":", 2)[0]
+    host = workers.identity().rsplit(":", 2)[0]
 
-    assert fleet.is_dead(f"{host}:{os.getpid()}:12345.00")
+    assert workers.is_dead(f"{host}:{os.getpid()}:12345.00")
 
 
 def test_nothing_is_known_of_another_host() -> None:
-    assert not fleet.is_dead("elsewhere.example:1:12345.00")
+    assert not workers.is_dead("elsewhere.example:1:12345.00")
 
 
 def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
@@ -60,8 +60,8 @@ def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
 
     owner = done.stdout.strip()
     assert owner.startswith(f"{socket.gethostname()}.")
-    assert owner.rsplit(":", 2)[0] != fleet.identity().rsplit(":", 2)[0]
-    assert not fleet.is_dead(owner)
+    assert owner.rsplit(":", 2)[0] != workers.identity().rsplit(":", 2)[0]
+    assert not workers.is_dead(owner)
 
 
 def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,38 +70,38 @@ def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "readlink", refuse)
 
-    assert fleet._host.__wrapped__() == socket.gethostname()
+    assert workers._host.__wrapped__() == socket.gethostname()
 
 
 def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
-    fleet.announce(engine, worker("a:1:1.00"))
-    fleet.announce(engine, worker("b:1:1.00", broker="b"))
+    workers.announce(engine, worker("a:1:1.00"))
+    workers.announce(engine, worker("b:1:1.00", broker="b"))
 
-    fleet.say(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
+    workers.say(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
 
-    (one,) = fleet.workers(engine, broker="")
+    (one,) = workers.workers(engine, broker="")
     assert (one.owner, one.state, one.notice) == ("a:1:1.00", WorkerState.READY, "odd \\udcff name\\0")
-    assert [found.owner for found in fleet.workers(engine)] == ["a:1:1.00", "b:1:1.00"]
+    assert [found.owner for found in workers.workers(engine)] == ["a:1:1.00", "b:1:1.00"]
 
 
 def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
-    fleet.announce(engine, worker("a:1:1.00"))
+    workers.announce(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
         connection.execute(update(Worker).values(seen_at=now_s() - 100))
-    assert fleet.workers(engine, seen_within_s=60) == []
+    assert workers.workers(engine, seen_within_s=60) == []
 
     with writing(engine) as connection:
-        fleet.beat(connection, "a:1:1.00")
+        workers.beat(connection, "a:1:1.00")
 
-    (one,) = fleet.workers(engine, seen_within_s=60)
+    (one,) = workers.workers(engine, seen_within_s=60)
     assert one.quiet_s == pytest.approx(0, abs=30)
 
 
 def test_those_long_gone_are_forgotten(engine: Engine) -> None:
-    fleet.announce(engine, worker("a:1:1.00"))
+    workers.announce(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
-        connection.execute(update(Worker).values(seen_at=now_s() - fleet.FORGOTTEN_S - 1))
+        connection.execute(update(Worker).values(seen_at=now_s() - workers.FORGOTTEN_S - 1))
 
-    fleet.announce(engine, worker("b:1:1.00"))
+    workers.announce(engine, worker("b:1:1.00"))
 
-    assert [found.owner for found in fleet.workers(engine, seen_within_s=1e9)] == ["b:1:1.00"]
+    assert [found.owner for found in workers.workers(engine, seen_within_s=1e9)] == ["b:1:1.00"]

@@ -12,9 +12,10 @@ from celery import Celery
 from sqlalchemy import Engine, func, select, update
 
 from migrations.upgrade import upgrade
-from models import db, jobs
+from models import db
 from models.claims import Lane
-from models.jobs import JobSpec
+from models.ledger import jobs
+from models.ledger.jobs import JobSpec
 from models.tables import Chunk, Image, Item, Job
 from qsit import checkpoints
 from qsit.rating import UPRIGHT

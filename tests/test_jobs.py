@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.pool import QueuePool
 
-from models import backlog, fleet, jobs, ledger, queries, register
 from models.claims import Failed, Lane, Scored
 from models.db import reading, writing
-from models.jobs import JobSpec
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger import ingest, jobs, leases, scheduling, workers
+from models.ledger.jobs import JobSpec
+from models.queries import results
 from models.tables import Chunk, Image, Item, Job
 from qsit.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
@@ -42,9 +43,9 @@ def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
 def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT) -> int:
     """Do all the work that a lane has; the number of items."""
     number = 0
-    while messages := backlog.send(engine, lane, ahead=4, lease_s=60):
+    while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
         for message in messages:
-            claim = ledger.claim(engine, message.chunk_id, lane, fleet.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, lane, workers.identity(), 60)
             assert claim is not None
             results: list[Scored | Failed] = [
                 Failed(item.image_id, reason, "broken")
@@ -52,8 +53,8 @@ def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), 
                 else Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
                 for item in claim.items
             ]
-            ledger.record(engine, claim, results, 60)
-            ledger.hand_back(engine, claim)
+            leases.record(engine, claim, results, 60)
+            leases.hand_back(engine, claim)
             number += len(results)
     return number
 
@@ -64,9 +65,9 @@ def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
     with reading(engine) as connection:
         sizes = list(connection.execute(select(Chunk.size).where(Chunk.job_id == job_id).order_by(Chunk.id)).scalars())
     assert sum(sizes) == 3000
-    assert sizes[0] == register.SMALLEST_CHUNK
-    assert max(sizes) <= register.CHUNK_SIZE
-    progress = queries.progress(engine, job_id)
+    assert sizes[0] == ingest.SMALLEST_CHUNK
+    assert max(sizes) <= ingest.CHUNK_SIZE
+    progress = results.progress(engine, job_id)
     assert (progress.listed, progress.queued, progress.skipped) == (3000, 3000, 0)
 
 
@@ -109,7 +110,7 @@ def test_what_has_its_score_is_skipped(engine: Engine) -> None:
 
     second = listed(engine, photos(7), replace(SPEC, key="other"))
 
-    progress = queries.progress(engine, second)
+    progress = results.progress(engine, second)
     assert (progress.listed, progress.skipped, progress.queued) == (7, 5, 2)
 
 
@@ -119,7 +120,7 @@ def test_another_procedure_skips_nothing(engine: Engine) -> None:
 
     second = listed(engine, photos(5), replace(SPEC, procedure="rating-1/as-stored-1"))
 
-    assert queries.progress(engine, second).queued == 5
+    assert results.progress(engine, second).queued == 5
 
 
 def test_rescore_skips_nothing(engine: Engine) -> None:
@@ -128,7 +129,7 @@ def test_rescore_skips_nothing(engine: Engine) -> None:
 
     second = listed(engine, photos(5), replace(SPEC, key="again", rescore=True))
 
-    assert queries.progress(engine, second).queued == 5
+    assert results.progress(engine, second).queued == 5
     assert score_all(engine) == 5
 
 
@@ -138,11 +139,11 @@ def test_a_changed_photo_is_scored_again_and_both_scores_stay(engine: Engine) ->
 
     second = listed(engine, [*photos(2), Photo("file:///p/000002.jpg", "2")], replace(SPEC, key="other"))
 
-    assert queries.progress(engine, second).queued == 1
+    assert results.progress(engine, second).queued == 1
     score_all(engine)
-    current = list(queries.results(engine, queries.Wanted()))
+    current = list(results.results(engine, results.Wanted()))
     assert sorted(result.version for result in current) == ["1", "1", "2"]
-    assert len(list(queries.results(engine, queries.Wanted(all_versions=True)))) == 4
+    assert len(list(results.results(engine, results.Wanted(all_versions=True)))) == 4
 
 
 def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
@@ -153,8 +154,8 @@ def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
 
     third = listed(engine, photos(1), replace(SPEC, key="3"))
 
-    assert queries.progress(engine, third).skipped == 1
-    assert [result.version for result in queries.results(engine, queries.Wanted())] == ["1"]
+    assert results.progress(engine, third).skipped == 1
+    assert [result.version for result in results.results(engine, results.Wanted())] == ["1"]
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Image).where(Image.current)).scalar() == 1
 
@@ -167,8 +168,8 @@ def test_what_failed_by_its_own_fault_is_skipped_until_it_changes(engine: Engine
     second = listed(engine, photos(3), replace(SPEC, key="other"))
     changed = listed(engine, photos(3, version="2"), replace(SPEC, key="third"))
 
-    assert queries.progress(engine, second).skipped_failed == skipped
-    assert queries.progress(engine, changed).queued == 3
+    assert results.progress(engine, second).skipped_failed == skipped
+    assert results.progress(engine, changed).queued == 3
 
 
 def test_an_interrupted_listing_is_taken_up_and_counted_once(engine: Engine) -> None:
@@ -176,21 +177,21 @@ def test_an_interrupted_listing_is_taken_up_and_counted_once(engine: Engine) -> 
     assert jobs.begin_listing(engine, job.id)
     jobs.add_images(engine, job.id, photos(100))
     jobs.give_up_listing(engine, job.id)
-    assert not queries.progress(engine, job.id).is_listed
+    assert not results.progress(engine, job.id).is_listed
 
     assert jobs.begin_listing(engine, job.id)
     jobs.add_images(engine, job.id, photos(100))
     jobs.add_images(engine, job.id, photos(50, prefix="file:///q/"))
     jobs.end_listing(engine, job.id)
 
-    progress = queries.progress(engine, job.id)
+    progress = results.progress(engine, job.id)
     assert (progress.is_listed, progress.listed, progress.queued) == (True, 150, 150)
 
 
 def test_a_photo_named_twice_is_one_item(engine: Engine) -> None:
     job_id = listed(engine, [*photos(4), *photos(2)])
 
-    assert queries.progress(engine, job_id).to_do == 4
+    assert results.progress(engine, job_id).to_do == 4
 
 
 def test_only_one_process_lists_a_job(engine: Engine) -> None:
@@ -205,7 +206,7 @@ def test_only_one_process_lists_a_job(engine: Engine) -> None:
 
 def test_a_lister_that_died_here_is_replaced_at_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    host = fleet.identity().split(":")[0]
+    host = workers.identity().split(":")[0]
     with writing(engine) as connection:
         connection.execute(update(Job).values(lister=f"{host}:999999999:0.00", lister_until=now_s() + 60))
 
@@ -218,7 +219,7 @@ def test_a_job_of_nothing_new_is_finished_when_listed(engine: Engine) -> None:
 
     second = listed(engine, photos(3), replace(SPEC, key="other"))
 
-    assert queries.progress(engine, second).state is JobState.FINISHED
+    assert results.progress(engine, second).state is JobState.FINISHED
 
 
 def test_a_job_is_not_finished_while_it_is_being_listed(engine: Engine) -> None:
@@ -226,11 +227,11 @@ def test_a_job_is_not_finished_while_it_is_being_listed(engine: Engine) -> None:
     jobs.begin_listing(engine, job.id)
     jobs.add_images(engine, job.id, photos(3))
     score_all(engine)
-    assert queries.progress(engine, job.id).state is JobState.ACTIVE
+    assert results.progress(engine, job.id).state is JobState.ACTIVE
 
     jobs.end_listing(engine, job.id)
 
-    assert queries.progress(engine, job.id).state is JobState.FINISHED
+    assert results.progress(engine, job.id).state is JobState.FINISHED
 
 
 def test_jobs_are_found_by_number_name_or_as_the_latest(engine: Engine) -> None:
@@ -268,13 +269,13 @@ def test_an_image_of_unknown_version_is_scored_but_never_current(engine: Engine)
 
     second = listed(engine, bare(3), replace(SPEC, key="bare"))
 
-    progress = queries.progress(engine, second)
+    progress = results.progress(engine, second)
     assert (progress.queued, progress.skipped) == (3, 0)
     with reading(engine) as connection:
         current = connection.execute(select(Image.uri, Image.version).where(Image.current)).all()
         assert current == [(photo.uri, photo.version) for photo in photos(2, "s3://b/")]
         assert connection.execute(select(func.count()).where(Image.version == UNKNOWN_VERSION)).scalar() == 3
-    assert [row.version for row in queries.results(engine, queries.Wanted(all_versions=True))] == ["1", "1"]
+    assert [row.version for row in results.results(engine, results.Wanted(all_versions=True))] == ["1", "1"]
 
 
 def test_an_image_of_unknown_version_is_in_a_job_once(engine: Engine) -> None:
@@ -293,7 +294,7 @@ def test_what_failed_at_an_unknown_version_is_tried_again(engine: Engine) -> Non
 
     second = listed(engine, bare(1), replace(SPEC, key="again"))
 
-    assert queries.progress(engine, second).queued == 1
+    assert results.progress(engine, second).queued == 1
 
 
 @pytest.mark.parametrize("found", [[*bare(1), *photos(1, "s3://b/")], [*photos(1, "s3://b/"), *bare(1)]])
@@ -309,7 +310,7 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
 
     listed(engine, [Photo(uri) for uri in odd])
 
-    (message,) = backlog.send(engine, LANE, ahead=1, lease_s=60)
+    (message,) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
     assert message.uris == odd
     with reading(engine) as connection:
         assert list(connection.execute(select(Image.uri).order_by(Image.id)).scalars()) == odd

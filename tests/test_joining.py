@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from models import backlog, fleet, ledger, scorers
 from models.claims import Lane, Scored
+from models.ledger import leases, scheduling, workers
+from models.queries import scorers
 from producer import joining
 from producer.joining import Joined, Pair, join, place_of
 from producer.labels import Label
@@ -21,14 +22,14 @@ def scored(engine: Engine, scores: dict[str, float], version: str = "1", **spec:
     wanted = replace(SPEC, key=str(scores), **spec)
     job = listed(engine, [Photo(uri, version) for uri in scores], wanted)
     lane = Lane(wanted.model, wanted.revision)
-    while messages := backlog.send(engine, lane, ahead=4, lease_s=60):
+    while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
         for message in messages:
-            claim = ledger.claim(engine, message.chunk_id, lane, fleet.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, lane, workers.identity(), 60)
             assert claim is not None
             logits = (0.0, 1.0, 2.0, 3.0, 4.0)
             done = [Scored(item.image_id, scores[item.uri], logits, "float32") for item in claim.items]
-            ledger.record(engine, claim, done, 60)
-            ledger.hand_back(engine, claim)
+            leases.record(engine, claim, done, 60)
+            leases.hand_back(engine, claim)
     return job
 
 

@@ -11,23 +11,25 @@ import pytest
 from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, guards, jobs, ledger, queries, results
+from models import db
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import reading, writing
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger import conditions, jobs, leases, recording, scheduling, workers
+from models.queries import results
 from models.tables import Chunk, Image, Item, Job, Score, Worker
 from qsit.errors import LeaseLost
 from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
 from tests.test_jobs import LANE, SPEC, listed, photos, score_all
 
-HERE = fleet.identity()
+HERE = workers.identity()
 DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
 
 
 def claimed(engine: Engine, owner: str = HERE) -> Claim:
     """The first chunk of what waits, sent and claimed."""
-    (message,) = backlog.send(engine, LANE, ahead=1, lease_s=60)
-    claim = ledger.claim(engine, message.chunk_id, LANE, owner, 60)
+    (message,) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    claim = leases.claim(engine, message.chunk_id, LANE, owner, 60)
     assert claim is not None
     return claim
 
@@ -44,24 +46,24 @@ def expire(engine: Engine) -> None:
 def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
     listed(engine, photos(3))
 
-    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
 
     assert message.uris == [photo.uri for photo in photos(3)]
-    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
     listed(engine, photos(500))
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 2
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 2
 
     for number in range(3):
         worker = Worker(
             owner=f"far:{number}:1.00", broker="", model="demo", revision="r1", device="cpu", dtype="float32",
             state="ready",
         )  # fmt: skip
-        fleet.announce(engine, worker)
+        workers.announce(engine, worker)
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 4
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 4
 
 
 def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
@@ -89,37 +91,37 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
 def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
-    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
     private = Lane("demo", "r1", HERE, job_id)
-    (message,) = backlog.send(engine, private, ahead=2, lease_s=60)
-    assert ledger.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
-    assert ledger.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
-    assert ledger.claim(engine, message.chunk_id, private, HERE, 60) is not None
+    (message,) = scheduling.send(engine, private, ahead=2, lease_s=60)
+    assert leases.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
+    assert leases.claim(engine, message.chunk_id, private, HERE, 60) is not None
 
 
 def test_a_chunk_is_claimed_once(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
 
-    assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
     assert len(claim.items) == 3
 
 
 def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
 
-    assert ledger.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
-    assert ledger.claim(engine, 12345, LANE, HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
+    assert leases.claim(engine, 12345, LANE, HERE, 60) is None
 
 
 def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
     with writing(engine) as connection:
         connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.CANCELLED))
 
-    assert ledger.claim(engine, message.chunk_id, LANE, HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
 
 
 def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) -> None:
@@ -127,17 +129,17 @@ def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) 
     claim = claimed(engine)
     first, second, third = (item.image_id for item in claim.items)
 
-    ledger.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
-    assert queries.progress(engine, job_id).running == 1
-    ledger.record(engine, claim, [good(third)], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
+    assert results.progress(engine, job_id).running == 1
+    leases.record(engine, claim, [good(third)], 60)
+    leases.hand_back(engine, claim)
 
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 1, JobState.FINISHED)
-    assert queries.failures_by_reason(engine, job_id) == {Reason.CORRUPT: 1}
-    result = next(queries.results(engine, queries.Wanted()))
+    assert results.failures_by_reason(engine, job_id) == {Reason.CORRUPT: 1}
+    result = next(results.results(engine, results.Wanted()))
     assert (result.score, result.logits, result.job) == (0.25, (0.0, 1.0, 2.0, 3.0, 4.0), job_id)
-    (failure,) = queries.failures(engine, job_id)
+    (failure,) = results.failures(engine, job_id)
     assert (failure.uri, failure.reason, failure.message) == (photos(3)[1].uri, Reason.CORRUPT, "broken")
 
 
@@ -146,10 +148,10 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
     claim = claimed(engine)
     first = claim.items[0].image_id
 
-    ledger.record(engine, claim, [good(first)], 60)
-    ledger.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
+    leases.record(engine, claim, [good(first)], 60)
+    leases.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
 
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
     with reading(engine) as connection:
         assert connection.execute(select(Item.reason).where(Item.image_id == first)).scalar() is None
@@ -158,10 +160,10 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
 def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
-    ledger.start(engine, claim, [item.image_id for item in claim.items])
-    ledger.record(engine, claim, [good(claim.items[0].image_id)], 60)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.record(engine, claim, [good(claim.items[0].image_id)], 60)
 
-    ledger.hand_back(engine, claim)
+    leases.hand_back(engine, claim)
 
     again = claimed(engine)
     assert [item.uri for item in again.items] == [photo.uri for photo in photos(3)[1:]]
@@ -172,21 +174,21 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
 
-    ledger.hand_back(engine, claim, delay_s=60)
+    leases.hand_back(engine, claim, delay_s=60)
 
-    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
-    assert ledger.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
     expire(engine)
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
     listed(engine, photos(3))
     late = claimed(engine, owner="far:1:1.00")
-    ledger.start(engine, late, [late.items[1].image_id])
+    leases.start(engine, late, [late.items[1].image_id])
     expire(engine)
 
-    claim = ledger.claim(engine, late.chunk_id, LANE, HERE, 60)
+    claim = leases.claim(engine, late.chunk_id, LANE, HERE, 60)
 
     assert claim is not None
     assert [item.suspect for item in claim.items] == [False, True, False]
@@ -200,15 +202,15 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
     owner = claimed(engine)
 
     with pytest.raises(LeaseLost):
-        ledger.record(engine, late, [good(image_id)], 60)
+        leases.record(engine, late, [good(image_id)], 60)
     with pytest.raises(LeaseLost):
-        ledger.start(engine, late, [image_id])
+        leases.start(engine, late, [image_id])
     with writing(engine) as connection:
-        assert not ledger.extend(connection, late, 60)
-        assert ledger.extend(connection, owner, 60)
-    ledger.hand_back(engine, late)
+        assert not leases.extend(connection, late, 60)
+        assert leases.extend(connection, owner, 60)
+    leases.hand_back(engine, late)
 
-    assert queries.progress(engine, job_id).running == 3
+    assert results.progress(engine, job_id).running == 3
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Score)).scalar() == 0
 
@@ -219,17 +221,17 @@ def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
     expire(engine)
 
     with writing(engine) as connection:
-        assert ledger.extend(connection, claim, 60)
+        assert leases.extend(connection, claim, 60)
 
-    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    backlog.send(engine, LANE, ahead=2, lease_s=60)
+    scheduling.send(engine, LANE, ahead=2, lease_s=60)
     expire(engine)
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
@@ -238,28 +240,28 @@ def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None
     with writing(engine) as connection:
         connection.execute(update(Chunk).values(until=now_s() + 7200))
 
-    assert backlog.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
 
     with reading(engine) as connection:
         assert connection.execute(select(Chunk.until - now_s())).scalar_one() <= 60
     with writing(engine) as connection:
-        assert ledger.extend(connection, claim, 60), "and takes none away"
+        assert leases.extend(connection, claim, 60), "and takes none away"
 
 
 def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
     listed(engine, photos(3))
-    ledger.hand_back(engine, claimed(engine), delay_s=7200)
+    leases.hand_back(engine, claimed(engine), delay_s=7200)
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = backlog.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
 
-    backlog.unsend(engine, [message.chunk_id])
+    scheduling.unsend(engine, [message.chunk_id])
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
@@ -268,27 +270,27 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
     listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
     claimed(engine, owner="far:1:1.00")
 
-    assert backlog.free_the_dead(engine) == 1
+    assert scheduling.free_the_dead(engine) == 1
 
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     listed(engine, photos(40))
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
 
-    assert backlog.recover(engine) == 2
+    assert scheduling.recover(engine) == 2
 
-    assert backlog.lanes(engine) == [LANE]
-    assert len(backlog.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert scheduling.lanes(engine) == [LANE]
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
 
 
 def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine, owner=DEAD)
-    ledger.start(engine, claim, [claim.items[0].image_id])
+    leases.start(engine, claim, [claim.items[0].image_id])
 
-    backlog.free_the_dead(engine)
+    scheduling.free_the_dead(engine)
 
     assert [item.suspect for item in claimed(engine).items] == [True, False, False]
 
@@ -297,17 +299,17 @@ def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, owner=DEAD)
     bad = claim.items[0].image_id
-    ledger.start(engine, claim, [item.image_id for item in claim.items])
-    backlog.free_the_dead(engine)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    scheduling.free_the_dead(engine)
 
     for losses in range(3):
-        assert queries.progress(engine, job_id).failed == 0, losses
+        assert results.progress(engine, job_id).failed == 0, losses
         claim = claimed(engine, owner=DEAD)
         assert bad in [item.image_id for item in claim.items]
-        ledger.start(engine, claim, [bad], alone=True)
-        backlog.free_the_dead(engine)
+        leases.start(engine, claim, [bad], alone=True)
+        scheduling.free_the_dead(engine)
 
-    assert queries.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
+    assert results.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
     assert [item.image_id for item in claimed(engine).items] != [bad]
 
 
@@ -316,39 +318,39 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
 
     for _ in range(6):
         claim = claimed(engine, owner=DEAD)
-        ledger.start(engine, claim, [item.image_id for item in claim.items])
-        backlog.free_the_dead(engine)
+        leases.start(engine, claim, [item.image_id for item in claim.items])
+        scheduling.free_the_dead(engine)
 
-    assert queries.progress(engine, job_id).failed == 0
+    assert results.progress(engine, job_id).failed == 0
     assert score_all(engine) == 2
-    assert queries.progress(engine, job_id).state is JobState.FINISHED
+    assert results.progress(engine, job_id).state is JobState.FINISHED
 
 
 def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
     job_id = listed(engine, photos(1))
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
-        ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
-        backlog.free_the_dead(engine)
+        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+        scheduling.free_the_dead(engine)
 
     jobs.finish_done_jobs(engine)
 
-    assert queries.progress(engine, job_id).state is JobState.FINISHED
+    assert results.progress(engine, job_id).state is JobState.FINISHED
 
 
 def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, owner=DEAD)
-    ledger.start(engine, claim, [item.image_id for item in claim.items])
-    backlog.free_the_dead(engine)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    scheduling.free_the_dead(engine)
 
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
         for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
-            ledger.start(engine, claim, [item.image_id], alone=True)
-        backlog.free_the_dead(engine)
+            leases.start(engine, claim, [item.image_id], alone=True)
+        scheduling.free_the_dead(engine)
 
-    (failure,) = queries.failures(engine, job_id)
+    (failure,) = results.failures(engine, job_id)
     assert (failure.uri, failure.reason) == (photos(2)[1].uri, Reason.CRASHED)
     assert [item.uri for item in claimed(engine).items] == [photos(2)[0].uri]
 
@@ -358,13 +360,13 @@ def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: E
     second = listed(engine, photos(4), replace(SPEC, key="b", priority=-1))
     claim = claimed(engine)
     assert claim.job_id == first
-    ledger.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    leases.hand_back(engine, claim)
 
     claim = claimed(engine)
 
     assert (claim.job_id, len(claim.items)) == (second, 1)
-    assert queries.progress(engine, second).scored == 3
+    assert results.progress(engine, second).scored == 3
 
 
 def test_rescoring_overwrites(engine: Engine) -> None:
@@ -373,9 +375,9 @@ def test_rescoring_overwrites(engine: Engine) -> None:
     second = listed(engine, photos(1), replace(SPEC, key="again", rescore=True))
 
     claim = claimed(engine)
-    ledger.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
+    leases.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
 
-    (result,) = queries.results(engine, queries.Wanted())
+    (result,) = results.results(engine, results.Wanted())
     assert (result.score, result.job) == (0.75, second)
 
 
@@ -384,7 +386,7 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
     score_all(engine)
     expire(engine)
 
-    backlog.send(engine, LANE, ahead=2, lease_s=60)
+    scheduling.send(engine, LANE, ahead=2, lease_s=60)
 
     with reading(engine) as connection:
         assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE
@@ -392,7 +394,7 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
 
 def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
-    fleet.announce(
+    workers.announce(
         engine,
         Worker(owner=DEAD, broker="", model="demo", revision="r1", device="cpu", dtype="float32", state="stopped"),
     )
@@ -400,11 +402,11 @@ def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: En
     for _ in range(4):
         claim = claimed(engine, owner=DEAD)
         assert not claim.items[1].suspect
-        ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
-        ledger.start(engine, claim, [claim.items[1].image_id])
-        assert backlog.free_the_dead(engine) == 1
+        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+        leases.start(engine, claim, [claim.items[1].image_id])
+        assert scheduling.free_the_dead(engine) == 1
 
-    assert queries.progress(engine, job_id).failed == 0
+    assert results.progress(engine, job_id).failed == 0
 
 
 def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine: Engine) -> None:
@@ -414,16 +416,16 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
     assert {item.version for item in claim.items} == {UNKNOWN_VERSION}
 
     scored = replace(good(first.image_id), version="v1")
-    ledger.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
-    assert results.findings(engine, first.uri, "v1", claim) == Findings(scored.score)
-    assert results.findings(engine, first.uri, "v2", claim) == Findings()
-    assert results.findings(engine, second.uri, "v1", claim) == Findings()
-    ledger.record(engine, claim, [Known(second.image_id, "v2")], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
+    assert recording.findings(engine, first.uri, "v1", claim) == Findings(scored.score)
+    assert recording.findings(engine, first.uri, "v2", claim) == Findings()
+    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
+    leases.record(engine, claim, [Known(second.image_id, "v2")], 60)
+    leases.hand_back(engine, claim)
 
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     assert (progress.state, progress.scored, progress.failed) == (JobState.FINISHED, 2, 1)
-    [result] = queries.results(engine, queries.Wanted())
+    [result] = results.results(engine, results.Wanted())
     assert (result.uri, result.version, result.job) == (first.uri, "v1", job_id)
     with reading(engine) as connection:
         rows = connection.execute(select(Image.uri, Image.version).where(Image.current).order_by(Image.uri)).all()
@@ -433,15 +435,15 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
 def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Engine) -> None:
     listed(engine, photos(1, version="v1"))
     claim = claimed(engine)
-    ledger.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
+    leases.hand_back(engine, claim)
 
     listed(engine, photos(1, version=UNKNOWN_VERSION), replace(SPEC, key="again"))
     claim = claimed(engine)
-    ledger.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
+    leases.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
 
-    assert [(one.version, one.score) for one in queries.results(engine, queries.Wanted())] == [("v2", 0.9)]
-    both = queries.results(engine, queries.Wanted(all_versions=True))
+    assert [(one.version, one.score) for one in results.results(engine, results.Wanted())] == [("v2", 0.9)]
+    both = results.results(engine, results.Wanted(all_versions=True))
     assert [one.version for one in both] == ["v1", "v2"]
 
 
@@ -451,12 +453,12 @@ def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -
     ids = [item.image_id for item in claim.items]
 
     failed = [Failed(image_id, Reason.CORRUPT, f"broken {image_id}\0") for image_id in ids[:4]]
-    ledger.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
+    leases.hand_back(engine, claim)
 
-    progress = queries.progress(engine, job_id)
+    progress = results.progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 4, JobState.FINISHED)
-    assert [failure.message for failure in queries.failures(engine, job_id)] == [
+    assert [failure.message for failure in results.failures(engine, job_id)] == [
         f"broken {image_id}\\0" for image_id in ids[:4]
     ]
 
@@ -478,10 +480,10 @@ def whole_turn(engine: Engine) -> int:
     """A chunk's way through a worker, every second photo a failure; its number of items."""
     claim = claimed(engine)
     ids = [item.image_id for item in claim.items]
-    ledger.start(engine, claim, ids)
+    leases.start(engine, claim, ids)
     failed = [Failed(image_id, Reason.CORRUPT, "broken") for image_id in ids[::2]]
-    ledger.record(engine, claim, [*failed, *map(good, ids[1::2])], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [*failed, *map(good, ids[1::2])], 60)
+    leases.hand_back(engine, claim)
     return len(ids)
 
 
@@ -507,9 +509,9 @@ def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
     listed(engine, photos(500))
     with noting(engine) as noted:
         whole_turn(engine)
-        backlog.send(engine, LANE, ahead=2, lease_s=60)
-        backlog.free_the_dead(engine)
-        backlog.recover(engine)
+        scheduling.send(engine, LANE, ahead=2, lease_s=60)
+        scheduling.free_the_dead(engine)
+        scheduling.recover(engine)
         jobs.finish_done_jobs(engine)
 
     with reading(engine) as connection:
@@ -534,23 +536,23 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
 
     def work(number: int) -> int:
         scored = 0
-        while any(queries.progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
-            for message in backlog.send(engine, LANE, ahead=6, lease_s=60):
-                claim = ledger.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
+        while any(results.progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
+            for message in scheduling.send(engine, LANE, ahead=6, lease_s=60):
+                claim = leases.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
                 if claim is None:
                     continue
                 ids = [item.image_id for item in reversed(claim.items)]
                 for batch in (ids[::2], ids[1::2]):
-                    ledger.start(engine, claim, batch)
-                    ledger.record(engine, claim, [good(image_id) for image_id in batch], 60)
-                ledger.hand_back(engine, claim)
+                    leases.start(engine, claim, batch)
+                    leases.record(engine, claim, [good(image_id) for image_id in batch], 60)
+                leases.hand_back(engine, claim)
                 scored += len(ids)
         return scored
 
     with ThreadPoolExecutor(4) as pool:
         total = sum(pool.map(work, range(4)))
 
-    progress = [queries.progress(engine, job_id) for job_id in same]
+    progress = [results.progress(engine, job_id) for job_id in same]
     assert [(one.scored, one.failed, one.left) for one in progress] == [(300, 0, 0)] * 3
     assert 300 <= total <= 900
     with reading(engine) as connection:
@@ -560,10 +562,10 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
 def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
-    ledger.start(engine, claim, [claim.items[0].image_id], alone=True)
+    leases.start(engine, claim, [claim.items[0].image_id], alone=True)
 
     with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
-        assert ledger.lose(connection, claim.chunk_id, guards.OVERDUE) == 0
-        assert ledger.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
+        assert leases.lose(connection, claim.chunk_id, conditions.OVERDUE) == 0
+        assert leases.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
 
-    assert ledger.record(engine, claim, [good(claim.items[0].image_id)], 60)
+    assert leases.record(engine, claim, [good(claim.items[0].image_id)], 60)

@@ -19,9 +19,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
-from models import backlog, db, fleet, jobs, ledger, queries, register, steering
+from models import db
 from models.claims import Failed, Scored
 from models.db import reading, writing
+from models.ledger import control, ingest, jobs, leases, scheduling, workers
 from models.tables import Chunk, Item
 from qsit.errors import JobCancelled, LeaseLost, UsageError
 from qsit.states import ChunkState, ItemState, JobState, Reason
@@ -58,9 +59,9 @@ MOVES = {
 @pytest.fixture
 def noted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """A ledger of small chunks that notes what they go through."""
-    monkeypatch.setattr(register, "SMALLEST_CHUNK", 3)
-    monkeypatch.setattr(steering, "CHUNKS_AT_ONCE", 2)
-    monkeypatch.setattr(steering, "FAILURES_AT_ONCE", 3)
+    monkeypatch.setattr(ingest, "SMALLEST_CHUNK", 3)
+    monkeypatch.setattr(control, "CHUNKS_AT_ONCE", 2)
+    monkeypatch.setattr(control, "FAILURES_AT_ONCE", 3)
     with contextlib.closing(engine.raw_connection()) as connection:
         if engine.dialect.name == "sqlite":
             connection.executescript(MOVES["sqlite"])
@@ -146,33 +147,33 @@ class Member:
             jobs.end_listing(self.engine, job_id)
 
     def send(self) -> None:
-        for message in backlog.send(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
+        for message in scheduling.send(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
             self.crowd.messages.append(message.chunk_id)
 
     def unsend(self) -> None:
-        backlog.unsend(self.engine, self.crowd.messages[-2:])
+        scheduling.unsend(self.engine, self.crowd.messages[-2:])
 
     def work(self) -> None:
         """A claim and what comes of it: results of all or of some, or a death in between."""
         chunk_id = self.random.choice([*self.crowd.messages[-6:], self.any_chunk()])
-        claim = ledger.claim(self.engine, chunk_id, LANE, self.random.choice(OWNERS), LEASE_S)
+        claim = leases.claim(self.engine, chunk_id, LANE, self.random.choice(OWNERS), LEASE_S)
         if claim is None:
             return
         self.crowd.did["claim"] += 1
         ids = [item.image_id for item in claim.items]
         while ids and self.random.random() < 0.9:
             taken, ids = ids[:2], ids[2:]
-            ledger.start(self.engine, claim, taken, alone=len(taken) == 1)
+            leases.start(self.engine, claim, taken, alone=len(taken) == 1)
             with writing(self.engine) as connection:
-                ledger.extend(connection, claim, LEASE_S)
+                leases.extend(connection, claim, LEASE_S)
             results = [self.result(image_id) for image_id in taken]
-            goes_on = ledger.record(self.engine, claim, results, LEASE_S)
+            goes_on = leases.record(self.engine, claim, results, LEASE_S)
             self.crowd.scores += [result.score for result in results if isinstance(result, Scored)]
             self.crowd.did["record"] += 1
             if not goes_on:
                 break
         if self.random.random() < 0.7:
-            ledger.hand_back(self.engine, claim)
+            leases.hand_back(self.engine, claim)
 
     def result(self, image_id: int) -> Scored | Failed:
         if self.random.random() < 0.3:
@@ -196,16 +197,16 @@ class Member:
             self.unsend: 1,
             self.let_time_pass: 6,
             self.submit: 6,
-            lambda: backlog.recover(self.engine): 3,
-            lambda: backlog.take_back_lost(self.engine, LANE, lease_s=LEASE_S): 2,
-            lambda: backlog.free_the_dead(self.engine): 4,
-            lambda: steering.settle_cancelled(self.engine): 3,
+            lambda: scheduling.recover(self.engine): 3,
+            lambda: scheduling.take_back_lost(self.engine, LANE, lease_s=LEASE_S): 2,
+            lambda: scheduling.free_the_dead(self.engine): 4,
+            lambda: control.settle_cancelled(self.engine): 3,
             lambda: jobs.finish_done_jobs(self.engine): 4,
-            lambda: steering.pause(self.engine, self.any_job()): 4,
-            lambda: steering.resume(self.engine, self.any_job()): 10,
-            lambda: steering.cancel(self.engine, self.any_job()): 1,
-            lambda: steering.retry(self.engine, self.any_job()): 6,
-            lambda: steering.prune(self.engine, timedelta(0)): 1,
+            lambda: control.pause(self.engine, self.any_job()): 4,
+            lambda: control.resume(self.engine, self.any_job()): 10,
+            lambda: control.cancel(self.engine, self.any_job()): 1,
+            lambda: control.retry(self.engine, self.any_job()): 6,
+            lambda: control.prune(self.engine, timedelta(0)): 1,
         }
         (task,) = self.random.choices(list(tasks), list(tasks.values()))
         try:
@@ -245,16 +246,16 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
     def send_and_work(one: Member) -> None:
         for _ in range(20):
-            sent = backlog.send(one.engine, LANE, ahead=4, lease_s=LEASE_S)
+            sent = scheduling.send(one.engine, LANE, ahead=4, lease_s=LEASE_S)
             crowd.messages += [message.chunk_id for message in sent]
             for message in sent:
-                claim = ledger.claim(one.engine, message.chunk_id, LANE, HERE, LEASE_S)
+                claim = leases.claim(one.engine, message.chunk_id, LANE, HERE, LEASE_S)
                 assert claim is not None, "nobody else has its message"
                 done = [item.image_id for item in claim.items][: one.random.randint(0, 3)]
-                ledger.record(one.engine, claim, [one.result(image_id) for image_id in done], LEASE_S)
+                leases.record(one.engine, claim, [one.result(image_id) for image_id in done], LEASE_S)
                 if len(done) < len(claim.items):
                     returned.append(claim.chunk_id)
-                ledger.hand_back(one.engine, claim)
+                leases.hand_back(one.engine, claim)
 
     crowd.together(send_and_work)
 
@@ -266,12 +267,12 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
 
 WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
-    "send": lambda engine, job_id, ids: backlog.send(engine, LANE, ahead=2, lease_s=LEASE_S),
-    "unsend": lambda engine, job_id, ids: backlog.unsend(engine, ids[::-1]),
-    "recover": lambda engine, job_id, ids: backlog.recover(engine),
-    "pause": lambda engine, job_id, ids: steering.pause(engine, job_id),
-    "cancel": lambda engine, job_id, ids: steering.cancel(engine, job_id),
-    "retry": lambda engine, job_id, ids: steering.retry(engine, job_id),
+    "send": lambda engine, job_id, ids: scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S),
+    "unsend": lambda engine, job_id, ids: scheduling.unsend(engine, ids[::-1]),
+    "recover": lambda engine, job_id, ids: scheduling.recover(engine),
+    "pause": lambda engine, job_id, ids: control.pause(engine, job_id),
+    "cancel": lambda engine, job_id, ids: control.cancel(engine, job_id),
+    "retry": lambda engine, job_id, ids: control.retry(engine, job_id),
 }
 
 
@@ -311,8 +312,8 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
 def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine, still_mine: bool) -> None:
     """The statement's own view of the chunk is older than the change that it waited for."""
     job_id = listed(noted, photos(3))
-    (message,) = backlog.send(noted, LANE, ahead=1, lease_s=LEASE_S)
-    claim = ledger.claim(noted, message.chunk_id, LANE, HERE, LEASE_S)
+    (message,) = scheduling.send(noted, LANE, ahead=1, lease_s=LEASE_S)
+    claim = leases.claim(noted, message.chunk_id, LANE, HERE, LEASE_S)
     assert claim is not None
     first, second, third = (item.image_id for item in claim.items)
     scores = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -325,10 +326,10 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
     with ThreadPoolExecutor(1) as pool:
         with writing(noted) as connection:  # what a heartbeat does, or a timer that takes the chunk for lost
             if still_mine:
-                ledger.extend(connection, claim, LEASE_S)
+                leases.extend(connection, claim, LEASE_S)
             else:
-                ledger.lose(connection, claim.chunk_id, Chunk.id == claim.chunk_id)
-            recorded = pool.submit(ledger.record, noted, claim, results, LEASE_S)
+                leases.lose(connection, claim.chunk_id, Chunk.id == claim.chunk_id)
+            recorded = pool.submit(leases.record, noted, claim, results, LEASE_S)
             until(lambda: waits(noted) or recorded.done())
             assert not recorded.done()
         if still_mine:
@@ -340,7 +341,7 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
     now = ledger_invariants.snapshot(noted)
     ledger_invariants.check(now)
     assert (now.chunks[claim.chunk_id].scored, now.chunks[claim.chunk_id].failed) == ((2, 1) if still_mine else (0, 0))
-    assert len(list(queries.results(noted, queries.Wanted(job=job_id)))) == (2 if still_mine else 0)
+    assert len(list(results.results(noted, results.Wanted(job=job_id)))) == (2 if still_mine else 0)
 
 
 def waits(engine: Engine) -> bool:
@@ -374,20 +375,20 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
     now = ledger_invariants.snapshot(engine)
     for job in now.jobs.values():
         if job.state == JobState.PAUSED:
-            steering.resume(engine, job.id)
+            control.resume(engine, job.id)
     with writing(engine) as connection:
         connection.execute(update(Chunk).values(until=Chunk.until - 100 * LEASE_S))
     for _ in range(len(now.chunks) + 1):
-        sent = [message.chunk_id for message in backlog.send(engine, LANE, ahead=2, lease_s=LEASE_S)]
+        sent = [message.chunk_id for message in scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S)]
         if messages is not None:
             messages += sent
         for chunk_id in sent:
-            claim = ledger.claim(engine, chunk_id, LANE, fleet.identity(), LEASE_S)
+            claim = leases.claim(engine, chunk_id, LANE, workers.identity(), LEASE_S)
             assert claim is not None
             good = [Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32") for item in claim.items]
-            ledger.record(engine, claim, good, LEASE_S)
-            ledger.hand_back(engine, claim)
-        steering.settle_cancelled(engine)
+            leases.record(engine, claim, good, LEASE_S)
+            leases.hand_back(engine, claim)
+        control.settle_cancelled(engine)
         jobs.finish_done_jobs(engine)
     now = ledger_invariants.snapshot(engine)
     ledger_invariants.check(now)

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from sqlalchemy import Engine, delete, update
 
-from models import backlog, fleet, jobs, ledger, register, steering
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import writing
-from models.jobs import JobSpec
+from models.ledger import control, ingest, jobs, leases, scheduling, workers
+from models.ledger.jobs import JobSpec
 from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score, Scorer, Worker
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
@@ -58,7 +58,7 @@ Result = Scored | Known | Failed
 
 numbers = st.integers(0, 999)  # to pick one of whatever there is by then
 rarely = st.integers(0, 3).map(lambda number: number == 3)
-workers = st.integers(0, WORKERS - 1)
+worker_numbers = st.integers(0, WORKERS - 1)
 outcomes = st.lists(st.sampled_from(["good", "good", "good", *REASONS, "none"]), min_size=1, max_size=4)
 photos = st.lists(
     st.builds(Photo, st.integers(0, 5).map("file:///p/{}.jpg".format), st.sampled_from(VERSIONS)),
@@ -91,8 +91,8 @@ class Hosts:
         if far:
             return f"far:{next(self._number)}:1.00"
         process = subprocess.Popen(["sleep", "3600"])
-        host = fleet.identity().rsplit(":", 2)[0]
-        owner = f"{host}:{process.pid}:{fleet._started(process.pid)}"
+        host = workers.identity().rsplit(":", 2)[0]
+        owner = f"{host}:{process.pid}:{workers._started(process.pid)}"
         self._living[owner] = process
         return owner
 
@@ -277,8 +277,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def top_up(self, ahead: int) -> None:
         self.send(ahead)
 
-    def send(self, ahead: int) -> list[backlog.Message]:
-        messages = backlog.send(self.engine, LANE, ahead=ahead, lease_s=LEASE_S)
+    def send(self, ahead: int) -> list[scheduling.Message]:
+        messages = scheduling.send(self.engine, LANE, ahead=ahead, lease_s=LEASE_S)
         before = self.look("send", may_lose=True)
         self.check()
         self.messages += [message.chunk_id for message in messages]
@@ -329,20 +329,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def unsend(self, number: int) -> None:
         """Redis did not take what was sent last; or that is said so late that it is another's by now."""
-        backlog.unsend(self.engine, self.messages[-number:])
+        scheduling.unsend(self.engine, self.messages[-number:])
         self.look("unsend")
         self.check()
 
     def take_back_lost(self) -> None:
         """Nothing waits in Redis."""
-        backlog.take_back_lost(self.engine, LANE, lease_s=LEASE_S)
+        scheduling.take_back_lost(self.engine, LANE, lease_s=LEASE_S)
         self.look("take back what was lost")
         self.check()
-        latest = time.time() + LEASE_S - backlog.SETTLE_S
+        latest = time.time() + LEASE_S - scheduling.SETTLE_S
         assert not [c for c in self.now.chunks.values() if c.state == ChunkState.SENT and c.until < latest]
 
     def recover(self) -> None:
-        count = backlog.recover(self.engine)
+        count = scheduling.recover(self.engine)
         before = self.look("recover", may_lose=True)
         self.check()
         freed = [chunk for chunk in before.chunks.values() if chunk.state in HELD]
@@ -353,7 +353,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.owner)
 
     def free_the_dead(self) -> None:
-        backlog.free_the_dead(self.engine)
+        scheduling.free_the_dead(self.engine)
         self.look("free the dead", may_lose=True)
         self.check()
         for chunk in self.now.chunks.values():
@@ -374,7 +374,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not self.is_done(job_id)
 
     def settle_cancelled(self) -> None:
-        steering.settle_cancelled(self.engine)
+        control.settle_cancelled(self.engine)
         self.settled()
         self.look("settle cancelled")
         self.check()
@@ -408,10 +408,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         job = self.model.jobs[job_id]
         if job.state in ENDED:
-            self.refused(lambda: steering.pause(self.engine, job_id))
+            self.refused(lambda: control.pause(self.engine, job_id))
             return
-        with killed_before(backlog, "take_back", really=killed):
-            steering.pause(self.engine, job_id)
+        with killed_before(scheduling, "take_back", really=killed):
+            control.pause(self.engine, job_id)
         job.state, job.is_loose = JobState.PAUSED, killed
         self.look("pause")
         self.check()
@@ -421,9 +421,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         job = self.model.jobs[job_id]
         if job.state in ENDED:
-            self.refused(lambda: steering.resume(self.engine, job_id))
+            self.refused(lambda: control.resume(self.engine, job_id))
             return
-        steering.resume(self.engine, job_id)
+        control.resume(self.engine, job_id)
         job.state = JobState.ACTIVE
         self.look("resume")
         self.check()
@@ -433,10 +433,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         job = self.model.jobs[job_id]
         if job.state == JobState.FINISHED:
-            self.refused(lambda: steering.cancel(self.engine, job_id))
+            self.refused(lambda: control.cancel(self.engine, job_id))
             return
-        with killed_before(steering, "settle_cancelled", really=killed):
-            steering.cancel(self.engine, job_id)
+        with killed_before(control, "settle_cancelled", really=killed):
+            control.cancel(self.engine, job_id)
         job.state, job.is_loose = JobState.CANCELLED, killed
         if not killed:
             self.settled()
@@ -450,9 +450,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if (job_id := self.a_job(pick)) is None:
             return
         if self.model.jobs[job_id].state == JobState.CANCELLED:
-            self.refused(lambda: steering.retry(self.engine, job_id, reasons))
+            self.refused(lambda: control.retry(self.engine, job_id, reasons))
             return
-        number = steering.retry(self.engine, job_id, reasons)
+        number = control.retry(self.engine, job_id, reasons)
         assert number == self.model.retry(job_id, reasons)
         seen["a failed item was tried again"] += number
         self.look("retry")
@@ -465,7 +465,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        number = steering.prune(self.engine, timedelta(0))
+        number = control.prune(self.engine, timedelta(0))
         assert number == self.model.prune(self.now)
         seen["an item was pruned"] += number
         self.look("prune")
@@ -473,11 +473,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- workers work
 
-    @rule(worker=workers, pick=numbers, stale=rarely, outcomes=outcomes)
+    @rule(worker=worker_numbers, pick=numbers, stale=rarely, outcomes=outcomes)
     def work_a_step(self, worker: int, pick: int, stale: bool, outcomes: Sequence[str | Reason]) -> None:
         self.work(worker, pick, stale, outcomes)
 
-    @rule(worker=workers, pick=numbers, outcomes=outcomes, steps=st.integers(2, 8))
+    @rule(worker=worker_numbers, pick=numbers, outcomes=outcomes, steps=st.integers(2, 8))
     def work_for_a_while(self, worker: int, pick: int, outcomes: Sequence[str | Reason], steps: int) -> None:
         self.send(2)
         for _ in range(steps):
@@ -499,14 +499,14 @@ class LedgerMachine(RuleBasedStateMachine):
         chunk_ids = sorted(self.now.chunks) if stale or not self.messages else self.messages
         chunk_id = chunk_ids[pick % len(chunk_ids)] if chunk_ids else 999_999_999
         if pick % 50 == 49:
-            assert ledger.claim(self.engine, chunk_id, Lane("demo", "r2"), "far:0:1.00", LEASE_S) is None
+            assert leases.claim(self.engine, chunk_id, Lane("demo", "r2"), "far:0:1.00", LEASE_S) is None
             self.look("claim by a worker of another model", may_lose=True)
             self.check()
         if self.owners[worker] is None:
             self.owners[worker] = self.hosts.born(far=worker == 1)
         owner = self.owners[worker]
         assert owner is not None
-        claim = ledger.claim(self.engine, chunk_id, LANE, owner, LEASE_S)
+        claim = leases.claim(self.engine, chunk_id, LANE, owner, LEASE_S)
         before = self.look("claim", may_lose=True)
         was = before.chunks.get(chunk_id)
         is_free = (
@@ -526,12 +526,12 @@ class LedgerMachine(RuleBasedStateMachine):
         """As the pipeline does: suspects alone, one by one, after all others."""
         if holding.waiting:
             taken, holding.waiting = holding.waiting[:number], holding.waiting[number:]
-            ledger.start(self.engine, holding.claim, taken)
+            leases.start(self.engine, holding.claim, taken)
             holding.flying += taken
         else:
             holding.alone = holding.suspects.pop(0)
             holding.flying.clear()
-            ledger.start(self.engine, holding.claim, [holding.alone], alone=True)
+            leases.start(self.engine, holding.claim, [holding.alone], alone=True)
             seen["something ran alone"] += 1
         self.look("start")
         self.check()
@@ -565,7 +565,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return {question_id: Answer(next(self.next_answer)) for question_id in claim.to_ask(score, found)}
 
     def record(self, holding: Holding, results: Sequence[Result]) -> None:
-        goes_on = ledger.record(self.engine, holding.claim, results, LEASE_S)
+        goes_on = leases.record(self.engine, holding.claim, results, LEASE_S)
         assert goes_on == (self.model.jobs[holding.claim.job_id].state == JobState.ACTIVE)
         self.model.record(holding, results)
         for result in results:
@@ -576,7 +576,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.look("record")
         self.check()
 
-    @rule(worker=workers, is_bad=st.booleans())
+    @rule(worker=worker_numbers, is_bad=st.booleans())
     def record_again(self, worker: int, is_bad: bool) -> None:
         """As when the answer of the database got lost; or with another outcome, which comes too late."""
         holding = self.hands[worker]
@@ -584,31 +584,31 @@ class LedgerMachine(RuleBasedStateMachine):
             last = [Failed(result.image_id, Reason.CORRUPT, "too late") for result in holding.last]
             self.record(holding, last if is_bad else holding.last)
 
-    @rule(worker=workers)
+    @rule(worker=worker_numbers)
     def beat(self, worker: int) -> None:
         holding = self.hands[worker]
         if holding is not None:
             with writing(self.engine) as connection:
-                goes_on = ledger.extend(connection, holding.claim, LEASE_S)
+                goes_on = leases.extend(connection, holding.claim, LEASE_S)
             assert goes_on == (self.model.jobs[holding.claim.job_id].state == JobState.ACTIVE)
             self.look("extend")
             self.check()
             assert not self.is_expired(self.now.chunks[holding.claim.chunk_id])
 
-    @rule(worker=workers, rests=rarely, killed=rarely)
+    @rule(worker=worker_numbers, rests=rarely, killed=rarely)
     def hand_back(self, worker: int, rests: bool, killed: bool) -> None:
         holding = self.hands[worker]
         if holding is None:
             return
-        with killed_before(ledger, "finish_if_done", really=killed):
-            ledger.hand_back(self.engine, holding.claim, delay_s=LEASE_S if rests else 0.0)
+        with killed_before(leases, "finish_if_done", really=killed):
+            leases.hand_back(self.engine, holding.claim, delay_s=LEASE_S if rests else 0.0)
         self.model.hand_back(holding)
         self.drop(holding)
         self.look("hand back")
         self.check()
         assert killed or not self.is_done(holding.claim.job_id)
 
-    @rule(worker=workers, is_told=st.booleans())
+    @rule(worker=worker_numbers, is_told=st.booleans())
     def die(self, worker: int, is_told: bool) -> None:
         """A worker is killed, some while they end anyway: their photos have no part in it."""
         holding, owner = self.hands[worker], self.owners[worker]
@@ -616,7 +616,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if is_told:
             row = {"broker": "", "model": "demo", "revision": "r1", "device": "cpu", "dtype": "float32"}
-            fleet.announce(self.engine, Worker(owner=owner, state=WorkerState.STOPPED, **row))
+            workers.announce(self.engine, Worker(owner=owner, state=WorkerState.STOPPED, **row))
         self.hosts.kill(owner)
         self.owners[worker] = None
         for held in (*self.ghosts, holding):  # also what it held and lost touch with
@@ -627,7 +627,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.look("die told to end" if is_told else "die")
         self.check()
 
-    @rule(worker=workers, pick=numbers, times=st.integers(1, 5), outcomes=outcomes, is_told=rarely)
+    @rule(worker=worker_numbers, pick=numbers, times=st.integers(1, 5), outcomes=outcomes, is_told=rarely)
     def crash(self, worker: int, pick: int, times: int, outcomes: Sequence[str | Reason], is_told: bool) -> None:
         """A photo kills who works on it, again and again; or they were told to end anyway."""
         for _ in range(times):
@@ -643,7 +643,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.recover()
             self.send(3)
 
-    @rule(worker=workers)
+    @rule(worker=worker_numbers)
     def fall_silent(self, worker: int) -> None:
         """A worker is cut off, or its task came to an end in no good order; it lives on."""
         if (holding := self.hands[worker]) is not None:
@@ -660,15 +660,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if how == "record":
             results = [self.result(ghost, image_id, outcome[0]) for image_id in ids]
             with pytest.raises(LeaseLost):
-                ledger.record(self.engine, claim, results, LEASE_S)
+                leases.record(self.engine, claim, results, LEASE_S)
         elif how == "extend":
             with writing(self.engine) as connection:
-                assert not ledger.extend(connection, claim, LEASE_S)
+                assert not leases.extend(connection, claim, LEASE_S)
         elif how == "hand back":
-            ledger.hand_back(self.engine, claim)
+            leases.hand_back(self.engine, claim)
         else:
             with pytest.raises(LeaseLost):
-                ledger.start(self.engine, claim, ids, alone=how == "alone")
+                leases.start(self.engine, claim, ids, alone=how == "alone")
         self.unchanged(f"late {how}")
 
     @rule(is_long=st.booleans())
@@ -719,9 +719,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 def test_no_order_of_operations_breaks_the_ledger(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(register, "SMALLEST_CHUNK", 3)  # so that few photos are several chunks,
-    monkeypatch.setattr(steering, "CHUNKS_AT_ONCE", 1)  # and several transactions
-    monkeypatch.setattr(steering, "FAILURES_AT_ONCE", 2)
+    monkeypatch.setattr(ingest, "SMALLEST_CHUNK", 3)  # so that few photos are several chunks,
+    monkeypatch.setattr(control, "CHUNKS_AT_ONCE", 1)  # and several transactions
+    monkeypatch.setattr(control, "FAILURES_AT_ONCE", 2)
     examples = int(os.environ.get("LEDGER_EXAMPLES", "0"))
     hosts = Hosts()
     try:

@@ -13,9 +13,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from migrations.upgrade import upgrade
-from models import backlog, db, fleet, ledger
+from models import db
 from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
+from models.ledger import leases, scheduling, workers
 from models.tables import Base
 from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 from qsit.questions import Question
@@ -81,12 +82,12 @@ def test_each_ledger_has_a_name_of_its_own_that_stays(engine: Engine, tmp_path: 
     upgrade(url)
     other = db.connect(url)
 
-    names = {backlog.ledger_id(engine), backlog.ledger_id(other)}
+    names = {scheduling.ledger_id(engine), scheduling.ledger_id(other)}
     upgrade(engine.url.render_as_string(hide_password=False))
 
     assert len(names) == 2
     again = db.connect(engine.url.render_as_string(hide_password=False))
-    assert backlog.ledger_id(again) == backlog.ledger_id(engine)
+    assert scheduling.ledger_id(again) == scheduling.ledger_id(engine)
     other.dispose()
     again.dispose()
 
@@ -118,11 +119,11 @@ def test_the_views_show_scores_failures_and_what_waits(engine: Engine) -> None:
     job = listed(engine, photos(40))
     with reading(engine) as connection:
         assert connection.execute(text("SELECT job, waiting FROM qsit_backlog")).one() == (job, 40)
-    (message, *_) = backlog.send(engine, LANE, ahead=1, lease_s=60)
-    claim = ledger.claim(engine, message.chunk_id, LANE, fleet.identity(), 60)
+    (message, *_) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    claim = leases.claim(engine, message.chunk_id, LANE, workers.identity(), 60)
     assert claim is not None
-    ledger.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)
-    ledger.hand_back(engine, claim)
+    leases.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)
+    leases.hand_back(engine, claim)
     score_all(engine)
 
     with reading(engine) as connection:

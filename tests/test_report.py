@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from models.queries import Progress, Result
+from models.queries.results import Progress, Result
 from producer import exports, report
 from qsit.states import JobState, Reason
 

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from models.fleet import WorkerInfo
-from models.queries import Progress, Silence
+from models.ledger.workers import WorkerInfo
+from models.queries.results import Progress, Silence
 from producer import status
 from producer.status import Status
 from qsit.states import JobState, Reason, WorkerState

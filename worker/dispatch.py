@@ -12,8 +12,8 @@ from kombu.utils.url import maybe_sanitize_url
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from sqlalchemy import Engine
 
-from models import backlog
 from models.claims import Lane
+from models.ledger import scheduling
 from qsit.errors import BrokerUnavailable
 
 AHEAD = 2
@@ -24,7 +24,7 @@ TASK = "qsit.score_chunk"
 
 def queue_of(engine: Engine, lane: Lane) -> str:
     """The name of the queue of a lane: workers take only what they hold, of their own ledger."""
-    return f"qsit.{backlog.ledger_id(engine)}.{lane.model}@{lane.revision[:16]}"
+    return f"qsit.{scheduling.ledger_id(engine)}.{lane.model}@{lane.revision[:16]}"
 
 
 def queue(name: str) -> Queue:
@@ -46,8 +46,8 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
             redis.ltrim(name, 0, -1)  # changes nothing, but whoever takes no changes, as a replica, says so now
             is_empty = redis.llen(name) == 0
         if is_empty:
-            backlog.take_back_lost(engine, lane, lease_s=lease_s)
-        messages = backlog.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
+            scheduling.take_back_lost(engine, lane, lease_s=lease_s)
+        messages = scheduling.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
         for index, message in enumerate(messages):
             try:
                 with _refusals_told(app):
@@ -56,7 +56,7 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
                         retry=False,  # by whoever tops up next
                     )  # fmt: skip
             except BrokerUnavailable:
-                backlog.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
+                scheduling.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
                 raise
 
 

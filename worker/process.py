@@ -15,10 +15,11 @@ from celery import Celery
 from PIL import Image
 from sqlalchemy import Engine
 
-from models import backlog, db, fleet, ledger, results, steering
+from models import db
 from models.claims import Claim, ClaimedItem, Known, Lane
-from models.jobs import finish_done_jobs
-from models.patience import insist
+from models.ledger import control, leases, recording, scheduling, workers
+from models.ledger.jobs import finish_done_jobs
+from models.retry import insist
 from models.tables import Worker
 from qsit import checkpoints
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
@@ -56,7 +57,7 @@ class Process:
         self.settings = settings
         self.engine: Engine = db.connect(settings.database_url, may_forget=True)
         self.lane = lane_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
-        self.owner = fleet.identity()
+        self.owner = workers.identity()
         self.stopping = False
         self._claim: Claim | None = None
         self._lost = False
@@ -72,12 +73,12 @@ class Process:
             owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
             device=device, dtype=dtype, state=WorkerState.LOADING,
         )  # fmt: skip
-        self.insist(lambda: fleet.announce(self.engine, self.row))
+        self.insist(lambda: workers.announce(self.engine, self.row))
         began = time.monotonic()
         try:
             model = QSit.load(self.lane.model, device=device, dtype=dtype, revision=self.lane.revision)
         except QsitError as error:
-            fleet.say(self.engine, self.owner, state=WorkerState.STOPPED, notice=str(error))
+            workers.say(self.engine, self.owner, state=WorkerState.STOPPED, notice=str(error))
             raise
         self.model = model
         self.row.load_s = time.monotonic() - began
@@ -93,7 +94,7 @@ class Process:
             self.lane.model, self.lane.revision, device, dtype, self.row.load_s,
         )  # fmt: skip
         self._standing_notice = self.row.notice
-        self.insist(lambda: fleet.announce(self.engine, self.row))
+        self.insist(lambda: workers.announce(self.engine, self.row))
         probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
         self.pipeline = Pipeline(
             model, dtype, settings.batch_tokens or model.batch_tokens, settings.loaders, probe, settings.decode_s
@@ -115,7 +116,7 @@ class Process:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
             found = item.found
             if learnt is not None and not claim.rescore:
-                found = self.insist(partial(results.findings, self.engine, item.uri, learnt, claim))
+                found = self.insist(partial(recording.findings, self.engine, item.uri, learnt, claim))
                 if claim.is_settled(found):
                     return Known(item.image_id, learnt)
             data = photo.read()
@@ -189,13 +190,13 @@ class Process:
                 self._notices[about] = notice
             shown = "; ".join(self._notices.values()) or self._standing_notice
             if shown != self.row.notice:
-                self.insist(lambda: fleet.say(self.engine, self.owner, notice=shown))
+                self.insist(lambda: workers.say(self.engine, self.owner, notice=shown))
                 self.row.notice = shown
 
     def end(self) -> None:
         """Say goodbye."""
         with contextlib.suppress(QsitError):
-            fleet.say(self.engine, self.owner, state=WorkerState.STOPPED)
+            workers.say(self.engine, self.owner, state=WorkerState.STOPPED)
 
     def _heartbeat(self, pause_s: float) -> None:
         while not self._stop.wait(pause_s):
@@ -214,8 +215,8 @@ class Process:
             with self._faults_told("send"):
                 self._send()
             with self._faults_told("recover"):
-                backlog.free_the_dead(self.engine)
-                steering.settle_cancelled(self.engine)
+                scheduling.free_the_dead(self.engine)
+                control.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)
 
@@ -240,8 +241,8 @@ class Process:
         with self._lock:
             claim = self._claim
         with db.writing(self.engine) as connection:
-            fleet.beat(connection, self.owner)
-            if claim is not None and not ledger.extend(connection, claim, self.settings.lease_s):
+            workers.beat(connection, self.owner)
+            if claim is not None and not leases.extend(connection, claim, self.settings.lease_s):
                 with self._lock:
                     self._lost = self._claim is claim
 

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 
-from models import ledger
 from models.claims import Claim
+from models.ledger import leases
 from qsit.errors import LeaseLost, ProcessSpent, QsitError
 from worker import process
 from worker.app import app
@@ -36,7 +36,7 @@ def score_chunk(chunk_id: int, uris: list[str]) -> None:
     try:
         with _sigterm_stops(here):
             claim = here.insist(
-                lambda: ledger.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
+                lambda: leases.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
             )
             here.top_up()
             if claim is not None:
@@ -71,7 +71,7 @@ def _turn(here: process.Process, claim: Claim) -> None:
     batches = here.pipeline.run(
         claim.items,
         lambda item, decoding: here.prepare(item, claim, decoding),
-        lambda image_ids, alone: here.insist(lambda: ledger.start(here.engine, claim, image_ids, alone=alone)),
+        lambda image_ids, alone: here.insist(lambda: leases.start(here.engine, claim, image_ids, alone=alone)),
         turn_s=here.settings.turn_s,
         stopping=here.interrupted,
         claim=claim,
@@ -79,7 +79,7 @@ def _turn(here: process.Process, claim: Claim) -> None:
     with here.holding(claim):
         try:
             for results in batches:
-                if not here.insist(partial(ledger.record, here.engine, claim, results, here.settings.lease_s)):
+                if not here.insist(partial(leases.record, here.engine, claim, results, here.settings.lease_s)):
                     here.let_go()
                 here.say(None)
         except LeaseLost:
@@ -90,6 +90,6 @@ def _turn(here: process.Process, claim: Claim) -> None:
             here.say(str(fault) or type(fault).__name__)
             is_spent = isinstance(fault, ProcessSpent)
             delay_s = 0.0 if is_spent else FAULT_DELAY_S
-        here.insist(lambda: ledger.hand_back(here.engine, claim, delay_s=delay_s))
+        here.insist(lambda: leases.hand_back(here.engine, claim, delay_s=delay_s))
     if is_spent:
         os._exit(1)  # the pool starts another process, which loads the model anew

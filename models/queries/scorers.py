@@ -6,9 +6,9 @@ from datetime import datetime
 
 from sqlalchemy import Engine, func, literal_column, select
 
-from models import pages
 from models.db import reading
-from models.pages import Wanted
+from models.queries import pagination
+from models.queries.pagination import Wanted
 from models.tables import Image, Job, Score, Scorer
 
 AT_ONCE = 500
@@ -55,5 +55,5 @@ def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, 
 
 def every_score(engine: Engine, scorer_id: int) -> Iterator[tuple[str, float]]:
     """URI and score of the current version of every photo that the scorer has scored."""
-    for page in pages.of_scorer(engine, Wanted(), scorer_id):
+    for page in pagination.of_scorer(engine, Wanted(), scorer_id):
         yield from ((row.uri, row.score) for row in page)

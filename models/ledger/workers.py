@@ -12,7 +12,7 @@ import psutil
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from models.db import reading, storable, writing
-from models.sql import now_s
+from models.dialects import now_s
 from models.tables import Worker
 from qsit.states import WorkerState
 

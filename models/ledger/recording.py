@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Text, and_, bindparam, column, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models import answers
 from models.claims import Claim, Failed, Findings, Result, Scored
 from models.db import in_turn, reading, storable
-from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
-from models.register import learn
-from models.sql import overwriting, rows_of
+from models.dialects import overwriting, rows_of
+from models.ledger import answers
+from models.ledger.conditions import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
+from models.ledger.ingest import learn
 from models.tables import Chunk, Image, Item, RowId, Score, Utc
 from qsit.states import ItemState, JobState, Risk
 

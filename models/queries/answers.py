@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Engine, bindparam, select
 
 from models.db import reading
-from models.sql import Ids, one_of
+from models.dialects import Ids, one_of
 from models.tables import AnswerRow, QuestionRow
 from qsit.questions import Answer
 

@@ -26,12 +26,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from models import answers, results
 from models.claims import Claim, ClaimedItem, Findings, Known, Lane, Result
 from models.db import writing
-from models.guards import AMONG_THESE, FROM_NOW, HELD_BY_ME, MINE, OF_THIS_CHUNK, OVERDUE, THIS_CHUNK, lease_of
-from models.jobs import finish_if_done
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger import answers, recording
+from models.ledger.conditions import (
+    AMONG_THESE,
+    FROM_NOW,
+    HELD_BY_ME,
+    MINE,
+    OF_THIS_CHUNK,
+    OVERDUE,
+    THIS_CHUNK,
+    lease_of,
+)
+from models.ledger.jobs import finish_if_done
 from models.tables import Chunk, Image, Item, Job, JobQuestion, Score, Scorer, Worker
 from qsit.errors import LeaseLost
 from qsit.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
@@ -108,7 +117,7 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
         if not settled:
             return every
         claimed = replace(every, items=[item for item in items if not every.is_settled(item.found)])
-        results.write(connection, claimed, settled, lease_s)
+        recording.write(connection, claimed, settled, lease_s)
     return claimed
 
 
@@ -150,7 +159,7 @@ def record(engine: Engine, claim: Claim, batch: Sequence[Result], lease_s: float
         LeaseLost: when the chunk is another's by now; nothing is written.
     """
     with writing(engine) as connection:
-        job_state = results.write(connection, claim, batch, lease_s)
+        job_state = recording.write(connection, claim, batch, lease_s)
         if job_state is None:
             raise _lost(claim)
     return job_state is JobState.ACTIVE

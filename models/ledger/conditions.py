@@ -3,7 +3,7 @@
 from sqlalchemy import Float, and_, bindparam, select
 
 from models.claims import Claim
-from models.sql import Ids, now_s, one_of
+from models.dialects import Ids, now_s, one_of
 from models.tables import Chunk, Item, Job
 from qsit.states import ChunkState, ItemState
 

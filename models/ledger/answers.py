@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from models.claims import Claim
 from models.db import storable
-from models.sql import Ids, one_of, overwriting, rows_of
+from models.dialects import Ids, one_of, overwriting, rows_of
 from models.tables import AnswerRow, JobQuestion, QuestionRow, Utc
 from qsit.errors import UsageError
 from qsit.questions import Answer, Question

@@ -23,10 +23,10 @@ from sqlalchemy.orm import aliased
 
 from models.claims import Lane
 from models.db import in_turn, reading, writing
-from models.fleet import is_dead
-from models.guards import OVERDUE
-from models.ledger import lose
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger.conditions import OVERDUE
+from models.ledger.leases import lose
+from models.ledger.workers import is_dead
 from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker
 from qsit.states import ChunkState, ItemState, JobState, WorkerState
 

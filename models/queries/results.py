@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy import Engine, Select, exists, false, func, or_, select
 
-from models import pages
 from models.db import reading
-from models.given import Given as Given
-from models.given import given
-from models.pages import PAGE
-from models.pages import Sort as Sort
-from models.pages import Wanted as Wanted
-from models.sql import now_s
+from models.dialects import now_s
+from models.queries import pagination
+from models.queries.answers import Given as Given
+from models.queries.answers import given
+from models.queries.pagination import PAGE
+from models.queries.pagination import Sort as Sort
+from models.queries.pagination import Wanted as Wanted
 from models.tables import (
     HAS_FAILED,
     AnswerRow,
@@ -220,7 +220,7 @@ def _scorers(wanted: Wanted) -> Select[int, str, str, str]:
 
 
 def _of_scorer(engine: Engine, wanted: Wanted, scorer: Any) -> Iterator[Result]:
-    for page in pages.of_scorer(engine, wanted, scorer.id):
+    for page in pagination.of_scorer(engine, wanted, scorer.id):
         answers = given(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
         for row in page:
             yield Result(

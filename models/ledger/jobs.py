@@ -7,11 +7,11 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, insert, or_, select, update
 
-from models.answers import keep_questions
 from models.db import analyse, in_turn, reading, storable, writing
-from models.fleet import identity, is_dead
-from models.register import Terms, insert_items, register
-from models.sql import now_s
+from models.dialects import now_s
+from models.ledger.answers import keep_questions
+from models.ledger.ingest import Terms, insert_items, register
+from models.ledger.workers import identity, is_dead
 from models.tables import Chunk, Job, JobQuestion, Scorer
 from qsit.errors import JobCancelled, JobNotFound, LeaseLost, UsageError
 from qsit.questions import Question
