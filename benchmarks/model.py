@@ -29,10 +29,10 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.peers import Transformers
 from models.claims import ClaimedItem, Scored
-from worker import forward
+from worker.inference import forward
+from worker.inference.tiles import Tiling
 from worker.pipeline import Pipeline, Ready
 from worker.qsit import DTYPES, QSit, default_dtype
-from worker.tiles import Tiling
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
 LIBRARY = {(4000, 3000): 0.45, (6000, 4000): 0.15, (1920, 1080): 0.15, (1024, 768): 0.15, (512, 384): 0.10}

@@ -41,7 +41,7 @@ from tests import null_worker
 from tests.chaos import JOB, Fleet, broker_of, fleet, state_of
 from tests.programs import make_photos, run, until
 from worker import COMMAND
-from worker.images import decode
+from worker.imaging.decode import decode
 from worker.pipeline import Pipeline, Ready
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionForCondition
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from qsit.rating import ANSWER, PROMPT, score_of
-from worker.prompts import Prompts
-from worker.tiles import Tiling
+from worker.inference.prompts import Prompts
+from worker.inference.tiles import Tiling
 
 
 class Transformers:

@@ -17,8 +17,8 @@ from qsit.questions import Answer, Question
 from qsit.rating import Score
 from qsit.sources.filters import check_bytes
 from qsit.states import Reason
-from worker.images import decode
-from worker.tiles import Prepared
+from worker.imaging.decode import decode
+from worker.inference.tiles import Prepared
 
 Asked = tuple[Path, Question]
 Look = list[tuple[Score, list[Answer]]]

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from qsit.errors import ImageError
 from tests.samples import chunk, every_sample
-from worker.images import OPENERS, decode
-from worker.kinds import kind_of
+from worker.imaging.decode import OPENERS, decode
+from worker.imaging.formats import kind_of
 
 MAX_PIXELS = 500_000
 MEMORY = 4 << 30  # addresses; decoders with threads take many and use few

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qsit.errors import ImageError
-from worker.images import decode
+from worker.imaging.decode import decode
 
 MAX_PIXELS = 200_000_000
 

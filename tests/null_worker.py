@@ -18,7 +18,7 @@ from PIL import Image
 
 from qsit.questions import Answer, Question
 from qsit.rating import Score, score_of
-from worker.tiles import Prepared
+from worker.inference.tiles import Prepared
 
 DEADLY = (255, 0, 254)
 """A photo all of this colour kills the process that cuts it."""

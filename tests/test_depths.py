@@ -20,7 +20,7 @@ from tests.samples import (
     png,
     tiff,
 )
-from worker.images import decode
+from worker.imaging.decode import decode
 
 
 def shown(data: bytes) -> list[int]:

@@ -13,7 +13,7 @@ from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.memory import MAX_PIXELS, measured
 from tests.samples import HEIGHT, WIDTH, chunk, encoded, every_sample, grey_tiff, photo, png, tiff
-from worker.images import decode
+from worker.imaging.decode import decode
 
 RGB_TIFF = {256: (4,), 257: (2,), 258: (8, 8, 8), 259: (1,), 262: (2,), 277: (3,), 278: (2,)}
 PIXELS = bytes(range(24))

@@ -16,7 +16,7 @@ from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.memory import measured
 from tests.samples import chunk, encoded, half_transparent, png, tiff
-from worker.images import decode
+from worker.imaging.decode import decode
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
 WIDE_GAMUT = GOLDEN / "rocket_1200x300.png"

@@ -9,8 +9,8 @@ from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.memory import measured
 from tests.samples import HEIGHT, WIDTH, every_sample
-from worker.images import decode
-from worker.jpeg2000 import CODESTREAM
+from worker.imaging.decode import decode
+from worker.imaging.jpeg2000 import CODESTREAM
 
 
 def of_size(width: int, height: int, tile: tuple[int, int] | None = None, *, container: bool = True) -> bytes:

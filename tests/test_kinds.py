@@ -12,7 +12,7 @@ import pytest
 from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.samples import every_sample
-from worker.kinds import kind_of
+from worker.imaging.formats import kind_of
 
 CHILD = """
 import json, sys

@@ -19,9 +19,9 @@ from qsit.errors import CheckpointError, ImageError, SourceError
 from qsit.questions import Answer, Question, put
 from qsit.rating import Score
 from tests.conftest import PHOTOS
-from worker.images import decode
+from worker.imaging.decode import decode
+from worker.inference.tiles import Prepared
 from worker.qsit import QSit
-from worker.tiles import Prepared
 
 ENTRY: dict[str, Any] = {
     "img_path": "cat.jpg",

@@ -15,10 +15,10 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from qsit.questions import READY, Answer, Question, forms, put
 from qsit.rating import Score
-from worker import answering, branches
-from worker.prompts import Prompts
+from worker.inference import generation, shared_prefix
+from worker.inference.prompts import Prompts
+from worker.inference.tiles import Prepared
 from worker.qsit import QSit
-from worker.tiles import Prepared
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -123,7 +123,7 @@ def test_more_branches_than_go_beside_each_other_are_answered_alike(
     model: QSit, prepared: list[Prepared], said: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.qsit.BRANCHES", 3)
-    monkeypatch.setattr(branches, "QUERIES", 5)
+    monkeypatch.setattr(shared_prefix, "QUERIES", 5)
 
     model.look(prepared, QUESTIONS, max_new_tokens=TOKENS)
 
@@ -181,8 +181,8 @@ def test_rows_told_by_their_ends_are_answered_as_published(
             attended[ends_q[row] : ends_q[row + 1]] = torch.einsum("hqk,khd->qhd", weights.softmax(-1), v)
         return attended, sums
 
-    monkeypatch.setattr(branches, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(branches, "is_flash", lambda queries: True)
+    monkeypatch.setattr(shared_prefix, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(shared_prefix, "is_flash", lambda queries: True)
 
     model.look(prepared[:5], QUESTIONS, max_new_tokens=TOKENS)
 
@@ -246,7 +246,7 @@ def test_choices_have_the_likelihoods_that_transformers_gives_them(model: QSit, 
 
 def test_choices_without_a_finite_likelihood_are_an_error() -> None:
     with pytest.raises(ValueError, match="no finite answer"):
-        answering._best(CHOICES, [[-1.0, -2.0], [math.nan], [-3.0]])
+        generation._best(CHOICES, [[-1.0, -2.0], [math.nan], [-3.0]])
 
 
 def test_the_ready_questions_are_answered(model: QSit, prepared: list[Prepared]) -> None:

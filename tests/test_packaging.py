@@ -66,8 +66,10 @@ def test_torch_and_transformers_are_imported_in_one_place() -> None:
         for name in imported(path) & users.keys():
             users[name].add(str(path.relative_to(ROOT)))
 
-    assert users["transformers"] == {"worker/loading.py"}
-    model = {f"worker/{name}.py" for name in ("qsit", "loading", "forward", "branches", "answering")}
+    assert users["transformers"] == {"worker/inference/loading.py"}
+    model = {"worker/qsit.py"} | {
+        f"worker/inference/{name}.py" for name in ("loading", "forward", "shared_prefix", "generation")
+    }
     assert users["torch"] == {*model, "worker/app.py"}, "app.py asks for GPUs"
 
 

@@ -18,8 +18,8 @@ from qsit.questions import Answer, Question
 from qsit.rating import Score, score_of
 from qsit.states import Reason
 from tests.programs import until
+from worker.inference.tiles import Prepared
 from worker.pipeline import Pipeline, Ready
-from worker.tiles import Prepared
 
 
 @pytest.fixture(autouse=True)

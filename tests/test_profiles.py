@@ -13,8 +13,8 @@ from PIL import Image, ImageCms
 
 from tests import profiles
 from tests.samples import encoded, photo, png
-from worker import profiles as ours
-from worker.images import decode
+from worker.imaging import color_profiles as ours
+from worker.imaging.decode import decode
 
 RED, GREEN, GREY = (200, 30, 30), (30, 180, 40), (90, 90, 90)
 P3_TO_SRGB = [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]]

@@ -22,10 +22,10 @@ from transformers.image_processing_utils import select_best_resolution
 
 from qsit.errors import CheckpointError
 from qsit.rating import ANSWER, PROMPT, Score
-from worker import forward
-from worker.prompts import Prompts
+from worker.inference import forward
+from worker.inference.prompts import Prompts
+from worker.inference.tiles import Prepared
 from worker.qsit import QSit
-from worker.tiles import Prepared
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"

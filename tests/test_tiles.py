@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from qsit.errors import CheckpointError
-from worker.tiles import Prepared, Tiling
+from worker.inference.tiles import Prepared, Tiling
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"

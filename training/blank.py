@@ -24,7 +24,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from training.lists import Entry, read
 from training.published import save
-from worker.tiles import Tiling
+from worker.inference.tiles import Tiling
 
 TILE, PATCH, WIDTH = 128, 16, 128
 STEPS, COLOURS = (0, 1, 2, 3, 5, 7, 9, 12, 15), (0, 2, 8)

@@ -13,8 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qsit.rating import ANSWER
 from training.lists import Entry
-from worker.prompts import Prompts
-from worker.tiles import Prepared, Tiling
+from worker.inference.prompts import Prompts
+from worker.inference.tiles import Prepared, Tiling
 
 IGNORED = -100
 """The label of what is not to be said."""

@@ -145,9 +145,9 @@ def _begin_process(**_: Any) -> None:
     from billiard.process import current_process
 
     from qsit import settings
-    from worker import orphans, process
+    from worker import parent_watch, process
 
-    orphans.end_with_parent()
+    parent_watch.end_with_parent()
     try:
         chosen = settings.load()
         devices = find_devices(chosen.device)

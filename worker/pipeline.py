@@ -14,7 +14,7 @@ from qsit.errors import ImageError, ProcessSpent, QsitError, WorkerFault
 from qsit.questions import Answer, Question
 from qsit.rating import Score
 from qsit.states import Reason
-from worker.tiles import Prepared
+from worker.inference.tiles import Prepared
 
 LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""

@@ -28,7 +28,7 @@ from qsit.settings import Settings
 from qsit.sources.source import Reader
 from qsit.states import UNKNOWN_VERSION, WorkerState
 from worker import dispatch, memory
-from worker.images import decode
+from worker.imaging.decode import decode
 from worker.pipeline import Pipeline, Ready
 
 log = logging.getLogger("qsit")

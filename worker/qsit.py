@@ -19,11 +19,11 @@ from torch.nn.functional import interpolate, linear
 from qsit.errors import CheckpointError
 from qsit.questions import MAX_NEW_TOKENS, Answer, Question, put
 from qsit.rating import ANSWER, PROMPT, Score, score_of
-from worker import answering, loading
-from worker.branches import Branches, Rows
-from worker.forward import Kept, LanguageModel, Packing, VisionTower, text_layer, vision_layer
-from worker.prompts import Prompts
-from worker.tiles import Prepared, Tiling
+from worker.inference import generation, loading
+from worker.inference.forward import Kept, LanguageModel, Packing, VisionTower, text_layer, vision_layer
+from worker.inference.prompts import Prompts
+from worker.inference.shared_prefix import Branches, Rows
+from worker.inference.tiles import Prepared, Tiling
 
 T = TypeVar("T")
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -189,7 +189,7 @@ class QSit:
             some_pairs = pairs[start : start + BRANCHES]
             branches = Branches(self._text, rows, [row_of[image] for image, _ in some_pairs])
             questions = [asked[place] for _, place in some_pairs]
-            found += answering.answers(
+            found += generation.answers(
                 branches, questions, [ids[place] for _, place in some_pairs], self._logits, self._prompts
             )
         given = iter(found)

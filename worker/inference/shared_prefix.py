@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-from worker.forward import Kept, LanguageModel, Packing, attention_inputs, is_flash, layer_output
+from worker.inference.forward import Kept, LanguageModel, Packing, attention_inputs, is_flash, layer_output
 
 QUERIES = 64
 """That attend to a row at a time where rows are not told by their ends."""

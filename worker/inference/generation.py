@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qsit.questions import Answer, Question, forms
-from worker.branches import Branches
-from worker.prompts import Prompts
+from worker.inference.prompts import Prompts
+from worker.inference.shared_prefix import Branches
 
 POSITIONS = 128
 """Tokens for which the logits of the whole vocabulary are held at a time."""

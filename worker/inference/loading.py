@@ -9,8 +9,8 @@ from transformers.utils import logging as transformers_logging
 
 from qsit import checkpoints
 from qsit.errors import CheckpointError
-from worker.prompts import Prompts
-from worker.tiles import Tiling
+from worker.inference.prompts import Prompts
+from worker.inference.tiles import Tiling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from worker.headers import number
+from worker.imaging.limits import number
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DEEP = (*SIXTEEN_BITS, "I", "F")

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from worker.headers import check_size
-from worker.kinds import not_read
+from worker.imaging.formats import not_read
+from worker.imaging.limits import check_size
 
 SIZE, CODING, CODING_OF_COLOUR, TILE_PART, DATA = 0x51, 0x52, 0x53, 0x90, 0x93
 CODESTREAM = b"\xff\x4f\xff\x51"

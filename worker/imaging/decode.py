@@ -19,11 +19,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from worker import headers
-from worker.depths import DEEP, eight_bits
-from worker.jpeg2000 import check_jpeg2000, profile_of_jpeg2000
-from worker.kinds import kind_of, not_read
-from worker.profiles import in_srgb
+from worker.imaging import limits
+from worker.imaging.bit_depth import DEEP, eight_bits
+from worker.imaging.color_profiles import in_srgb
+from worker.imaging.formats import kind_of, not_read
+from worker.imaging.jpeg2000 import check_jpeg2000, profile_of_jpeg2000
 
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", *DEEP)
 """Pillow's pixel layouts that become RGB here."""
@@ -50,7 +50,7 @@ def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Im
         if kind in CHECKS:
             CHECKS[kind](data, max_pixels)
         image = OPENERS[kind](io.BytesIO(data))
-        headers.check_size(*image.size, max_pixels)
+        limits.check_size(*image.size, max_pixels)
         if image.mode not in MODES:
             raise ImageError(Reason.UNSUPPORTED, f"{kind} of colour mode {image.mode} is not read; convert it to RGB")
         image.load()
@@ -105,11 +105,11 @@ OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 """No other decoder meets a stranger's bytes."""
 
 CHECKS: dict[str, Callable[[bytes, int], None]] = {
-    "WEBP": headers.check_webp,
-    "AVIF": headers.check_whole,
-    "TIFF": headers.check_tiff,
+    "WEBP": limits.check_webp,
+    "AVIF": limits.check_whole,
+    "TIFF": limits.check_tiff,
     "JPEG2000": check_jpeg2000,
-    "HEIF": headers.check_heif,
+    "HEIF": limits.check_heif,
 }
 
 

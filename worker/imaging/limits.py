@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, MAX_SAMPLESPERPIXEL, ImageFile
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from worker.kinds import not_read
+from worker.imaging.formats import not_read
 
 MAX_SIDE = 1_000_000
 """In pixels: to shrink a photo, Pillow makes a table of 32 bytes for each pixel of a side."""
