@@ -32,8 +32,8 @@ from models import db
 from models.claims import ClaimedItem
 from models.ledger import ingest
 from models.tables import Score, Worker
+from producer.monitor import POLL_S
 from producer.submit import Request, opened
-from producer.watch import POLL_S
 from qsit import settings
 from qsit.sources.source import Listing, Reader
 from qsit.states import JobState, WorkerState

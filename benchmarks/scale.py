@@ -40,7 +40,7 @@ from models.ledger import jobs, leases, scheduling, workers
 from models.ledger.jobs import JobSpec
 from models.queries import results
 from models.queries.results import Wanted
-from producer.local import broker_program
+from producer.private_run import broker_program
 from producer.submit import BATCH
 from worker import dispatch
 from worker.app import configuration

@@ -1,1 +1,1 @@
-"""The producer: the command line, and what it needs to submit and to run a job by itself."""
+"""The producer: it submits jobs, follows them and prints what they found."""

@@ -14,12 +14,12 @@ from models.claims import Lane
 from models.ledger import scheduling, workers
 from models.queries import results
 from models.queries.results import Progress, Wanted
-from producer import report
-from producer.exits import exit_status
+from producer import formatting
+from producer.exit_codes import exit_status
 from producer.interrupts import Interrupted
-from producer.local import LocalRun, local_run
+from producer.monitor import LISTER_CHECK_S, Teller, Watch, display
+from producer.private_run import LocalRun, local_run
 from producer.submit import Lister, Request, opened
-from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from qsit.settings import Settings
 from worker import dispatch
@@ -114,7 +114,7 @@ def _work(
         show = stack.enter_context(display(console))
         try:
             listed = lister.list(after_batch)
-            for line in report.listing_notes(job, lister.listing, listed=listed):
+            for line in formatting.listing_notes(job, lister.listing, listed=listed):
                 _say(console, line)
             progress = results.progress(engine, job.id)
             if progress.queued + progress.running or not progress.is_listed:
@@ -133,7 +133,7 @@ def _say(console: Console, line: str) -> None:
 def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     done = ""
     with suppress(DatabaseUnavailable):
-        done = f"{report.counts(results.progress(engine, lister.job.id))}; "
+        done = f"{formatting.counts(results.progress(engine, lister.job.id))}; "
     _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
 
 
@@ -150,6 +150,6 @@ def _summary(
     database = db.shown(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
-    return report.summary(
+    return formatting.summary(
         progress, scored_now, seconds, worst, best, reasons, database, command, scale=scale, answers=answers
     )

@@ -9,7 +9,7 @@ from models.ledger import workers
 from models.ledger.workers import WorkerInfo
 from models.queries import results
 from models.queries.results import Progress, Silence
-from producer.report import count, duration, per_second, utc
+from producer.formatting import count, duration, per_second, utc
 from qsit.states import JobState, Reason, WorkerState
 
 LIVE_S = 60.0

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from models.ledger import jobs
 from models.ledger.jobs import JobSpec, OpenedJob
 from models.retry import Away, insist
-from producer.lists import ListFile, opened_list
-from producer.report import count
+from producer.file_lists import ListFile, opened_list
+from producer.formatting import count
 from qsit import checkpoints
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import Question

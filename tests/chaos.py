@@ -21,7 +21,7 @@ from sqlalchemy import Engine, func, select, text
 
 from models import db
 from models.tables import Chunk, Image, Item, Job, Score
-from producer.local import broker_program
+from producer.private_run import broker_program
 from qsit.states import ChunkState, ItemState, JobState, Reason
 from tests.null_worker import DEADLY, ENDLESS
 from tests.programs import environment, family, kill, make_photos, run, until

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models import db
-from producer.local import broker_program
+from producer.private_run import broker_program
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 

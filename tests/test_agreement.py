@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from producer import published
-from producer.agreement import Agreement, agreement, statistics
+from producer.evaluation import published
+from producer.evaluation.metrics import Agreement, agreement, statistics
 from qsit.errors import QsitError
 
 
@@ -91,7 +91,7 @@ def test_without_scipy_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_scipy_is_imported_for_figures_only() -> None:
     code = (
-        "import sys, producer.cli, producer.submit, producer.score, producer.opinions, producer.perception,"
+        "import sys, producer.cli.commands, producer.submit, producer.score, producer.evaluation.scores, producer.evaluation.answers,"
         "models.queries.results; print(sorted({'scipy', 'torch', 'transformers'} & set(sys.modules)))"
     )
 

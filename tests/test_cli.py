@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from producer.cli import cli
+from producer.cli.commands import cli
+from producer.cli.main import run
 from producer.interrupts import Interrupted
-from producer.program import run
 from tests.programs import QSIT, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -72,7 +72,7 @@ def test_every_reason_is_in_the_readme() -> None:
 
 def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:
     code = (
-        "import sys, producer.cli, producer.submit, producer.score, producer.local, worker.app, models.queries.results;"
+        "import sys, producer.cli.commands, producer.submit, producer.score, producer.private_run, worker.app, models.queries.results;"
         "print(sorted({'torch', 'transformers', 'boto3'} & set(sys.modules)))"
     )
 
@@ -82,7 +82,9 @@ def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:
 
 
 def test_the_command_line_alone_imports_neither_celery_nor_pillow_nor_alembic() -> None:
-    code = "import sys, producer.cli; print(sorted({'alembic', 'huggingface_hub', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, producer.cli.commands; print(sorted({'alembic', 'huggingface_hub', 'torch'} & set(sys.modules)))"
+    )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -219,7 +221,7 @@ class Interrupting:
         if name == "sqlalchemy":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
-from producer.program import main
+from producer.cli.main import main
 main()
 """
 

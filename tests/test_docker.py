@@ -22,7 +22,7 @@ import yaml
 from psycopg import sql
 from sqlalchemy import make_url
 
-from producer.local import broker_program
+from producer.private_run import broker_program
 from qsit.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models import db
-from producer.program import run
+from producer.cli.main import run
 from qsit.rating import AS_STORED
 from qsit.sources.local import uri_of
 from tests import programs

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 
 from models.db import reading
 from models.queries.results import Given, Result
-from producer import exports
+from producer import export
 from qsit.questions import LEVELS, Answer
 from tests.programs import QSIT, environment, run
 from tests.test_answers import ASKING, SHARP, WHY, to, work
@@ -41,7 +41,7 @@ ANSWERED = replace(
 def test_json_has_scores_of_0_to_1_whatever_the_scale() -> None:
     output = io.StringIO()
 
-    exports.write_results([RESULT], "jsonl", "0-100", output)
+    export.write_results([RESULT], "jsonl", "0-100", output)
 
     row = json.loads(output.getvalue())
     assert row["score"] == 0.25
@@ -53,7 +53,7 @@ def test_json_has_scores_of_0_to_1_whatever_the_scale() -> None:
 def test_csv_can_be_read_back() -> None:
     output = io.StringIO()
 
-    exports.write_results([RESULT], "csv", "1-5", output)
+    export.write_results([RESULT], "csv", "1-5", output)
 
     (row,) = csv.DictReader(io.StringIO(output.getvalue()))
     assert (row["uri"], row["score"], row["rating"]) == ("file:///p/a%20b.jpg", "2.000", "Bad")
@@ -62,8 +62,8 @@ def test_csv_can_be_read_back() -> None:
 def test_people_read_paths() -> None:
     output = io.StringIO()
 
-    exports.write_results([RESULT], "paths", "0-1", output)
-    exports.write_results([RESULT], "table", "0-1", output)
+    export.write_results([RESULT], "paths", "0-1", output)
+    export.write_results([RESULT], "table", "0-1", output)
 
     lines = output.getvalue().splitlines()
     assert lines[0] == "/p/a b.jpg"
@@ -72,7 +72,7 @@ def test_people_read_paths() -> None:
 
 def written(form: str, results: list[Result], questions: list[str] | None) -> str:
     output = io.StringIO(newline="")
-    exports.write_results(results, form, "0-1", output, questions)
+    export.write_results(results, form, "0-1", output, questions)
     return output.getvalue()
 
 

@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 from models.claims import Lane, Scored
 from models.ledger import leases, scheduling, workers
 from models.queries import scorers
-from producer import joining
-from producer.joining import Joined, Pair, join, place_of
-from producer.labels import Label
+from producer.evaluation import matching
+from producer.evaluation.labels import Label
+from producer.evaluation.matching import Joined, Pair, join, place_of
 from qsit.sources.local import uri_of
 from tests.test_jobs import SPEC, Photo, listed
 
@@ -185,7 +185,7 @@ def test_the_newest_scorer_that_knows_the_photos_is_taken(engine: Engine) -> Non
 
     def model_for(path: str) -> str:
         labels = [Label(path, 1.0)]
-        return joining.join_newest(engine, candidates, labels, {path: place_of(path, os.getcwd())}).scorer.model
+        return matching.join_newest(engine, candidates, labels, {path: place_of(path, os.getcwd())}).scorer.model
 
     assert model_for("/dataset/a.jpg") == "old"
     assert model_for("a.jpg") == "old"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from producer import labels
-from producer.labels import Columns, Label
-from producer.leftout import LeftOut
+from producer.evaluation import labels
+from producer.evaluation.labels import Columns, Label
+from producer.evaluation.skipped import LeftOut
 from qsit.errors import SourceError, UsageError
 
 GUESSED = Columns()

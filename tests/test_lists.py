@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.lists import opened_list
+from producer.file_lists import opened_list
 from qsit.errors import SourceError, UsageError
 
 

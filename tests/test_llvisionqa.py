@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from producer import asking, llvisionqa
-from producer.leftout import LeftOut
-from producer.llvisionqa import Item, Tally
-from producer.perception import REASONS
-from producer.program import run
+from producer.cli.main import run
+from producer.evaluation import ask, llvisionqa
+from producer.evaluation.answers import REASONS
+from producer.evaluation.llvisionqa import Item, Tally
+from producer.evaluation.skipped import LeftOut
 from qsit.errors import CheckpointError, ImageError, SourceError
 from qsit.questions import Answer, Question, put
 from qsit.rating import Score
@@ -142,8 +142,8 @@ class Failing:
         return [(score, [Answer(texts[at].upper()) for at in asks(place, score)]) for place in range(len(images))]
 
 
-def ask(model: Failing, asked: list[tuple[Path, Question]], batch_tokens: int) -> dict[int, str]:
-    answers = asking.ask(
+def ask_all(model: Failing, asked: list[tuple[Path, Question]], batch_tokens: int) -> dict[int, str]:
+    answers = ask.ask(
         model, asked, batch_tokens=batch_tokens, loaders=2, max_pixels=10**8, as_stored=False
     )  # fmt: skip
     return {place: f"{answer.reason}" if isinstance(answer, ImageError) else answer.text for place, answer in answers}
@@ -155,7 +155,7 @@ def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
     asked = [(PHOTOS / "cat.jpg", Question("", text)) for text in texts]
     asked[1:1] = [(tmp_path / "broken.jpg", Question("", "x")), (tmp_path / "gone.jpg", Question("", "x"))]
 
-    found = ask(Failing(most=3), asked, batch_tokens=1000)
+    found = ask_all(Failing(most=3), asked, batch_tokens=1000)
 
     assert [found[place] for place in range(11)] == [
         "A", "not_an_image", "unreadable", "B", "out_of_memory", "C", "model_error", "D", "model_error", "E",
@@ -166,19 +166,19 @@ def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
 def test_batches_are_cut_by_tokens() -> None:
     asked = [(PHOTOS / "cat.jpg", Question("", str(number))) for number in range(7)]
 
-    assert ask(model := Failing(most=9), asked, batch_tokens=300) == {number: str(number) for number in range(7)}
+    assert ask_all(model := Failing(most=9), asked, batch_tokens=300) == {number: str(number) for number in range(7)}
     assert model.batches == [3, 3, 1]
-    assert ask(model := Failing(most=9), asked, batch_tokens=1) == {number: str(number) for number in range(7)}
+    assert ask_all(model := Failing(most=9), asked, batch_tokens=1) == {number: str(number) for number in range(7)}
     assert model.batches == [1] * 7
-    assert ask(model := Failing(most=9), [], batch_tokens=1) == {}
+    assert ask_all(model := Failing(most=9), [], batch_tokens=1) == {}
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_told(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    monkeypatch.setattr(asking, "PLAIN_LINES_S", 0)
+    monkeypatch.setattr(ask, "PLAIN_LINES_S", 0)
     console = Console(file=(output := io.StringIO()), force_terminal=terminal, width=100)
 
-    with asking.progress(console, 2000) as show:
+    with ask.progress(console, 2000) as show:
         show(1)
         show(1000)
 

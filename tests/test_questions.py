@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from producer import questions
-from producer.program import run
+from producer import question_files
+from producer.cli.main import run
 from qsit.errors import UsageError
 from qsit.questions import READY, Question
 
@@ -18,11 +18,11 @@ FACES = '[[question]]\nname = "faces"\ntext = "Are the faces sharp?"\nchoices = 
 def of_file(tmp_path: Path, content: str | bytes) -> tuple[Question, ...]:
     file = tmp_path / "questions.toml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return questions.wanted([], str(file))
+    return question_files.wanted([], str(file))
 
 
 def test_a_ready_question_is_asked_by_its_name_and_another_is_named_by_its_text() -> None:
-    assert questions.wanted(["sharpness", " Is it sharp?\n"], None) == (
+    assert question_files.wanted(["sharpness", " Is it sharp?\n"], None) == (
         READY["sharpness"],
         Question("Is it sharp?", "Is it sharp?"),
     )
@@ -31,14 +31,14 @@ def test_a_ready_question_is_asked_by_its_name_and_another_is_named_by_its_text(
 def test_text_is_asked_as_tokenizers_read_it() -> None:
     composed, decomposed = "Wie schön ist das?", "Wie scho\u0308n ist das?"
 
-    assert questions.wanted([composed, decomposed], None) == (Question(composed, composed),)
+    assert question_files.wanted([composed, decomposed], None) == (Question(composed, composed),)
 
 
 def test_questions_of_a_file_follow_those_of_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "questions.toml"
     file.write_text(FACES + '[[question]]\nname = "why"\ntext = """\nWhy?\nIn short.\n"""\n')
 
-    assert questions.wanted(["noise"], str(file), 50) == (
+    assert question_files.wanted(["noise"], str(file), 50) == (
         Question("noise", READY["noise"].text, READY["noise"].choices, 50),
         Question("faces", "Are the faces sharp?", ("yes", "no"), 50),
         Question("why", "Why?\nIn short.", (), 50),
@@ -55,8 +55,11 @@ def test_two_questions_with_the_same_text_and_choices_are_one(tmp_path: Path) ->
     other_name = FACES.replace('"faces"', '"people"')
 
     assert [question.name for question in of_file(tmp_path, FACES + other_name)] == ["faces"]
-    assert questions.wanted(["noise", "noise", "Why?", "Why? "], None) == (READY["noise"], Question("Why?", "Why?"))
-    [same] = questions.wanted([READY["overall"].text, "overall"], None)
+    assert question_files.wanted(["noise", "noise", "Why?", "Why? "], None) == (
+        READY["noise"],
+        Question("Why?", "Why?"),
+    )
+    [same] = question_files.wanted([READY["overall"].text, "overall"], None)
     assert same.name == READY["overall"].text
 
 
@@ -71,7 +74,7 @@ def test_two_different_questions_cannot_have_one_name(tmp_path: Path) -> None:
     file.write_text('[[question]]\nname = "noise"\ntext = "Is it noisy?"\n')
 
     with pytest.raises(UsageError, match='two different questions are called "noise"'):
-        questions.wanted(["noise"], str(file))
+        question_files.wanted(["noise"], str(file))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(capfd: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("text", ["x?" * 1000, "a < b or b |> c?", "<Image> or <|?", "清晰吗?", "Sharp?"])
 def test_what_only_looks_like_it_can_be_asked(text: str) -> None:
-    assert questions.wanted([text], None) == (Question(text, text),)
+    assert question_files.wanted([text], None) == (Question(text, text),)
 
 
 def test_choices_count_among_the_bytes_of_a_question(tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_ready_questions_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ready_questions_are_such_as_can_be_asked(tmp_path: Path) -> None:
-    assert questions.wanted(list(READY), None) == tuple(READY.values())
+    assert question_files.wanted(list(READY), None) == tuple(READY.values())
     tables = (
         f"[[question]]\nname = {json.dumps(question.name)}\ntext = {json.dumps(question.text)}\n"
         + (f"choices = {json.dumps(question.choices)}\n" if question.choices else "")

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from models import db
 from models.tables import Item
-from producer.local import broker_program
+from producer.private_run import broker_program
 from tests.conftest import PHOTOS as EXAMPLES
 from tests.programs import QSIT, SLOW_MODEL, family, make_photos, run, started, until
 

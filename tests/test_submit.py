@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from models import db
 from models.queries import results
-from producer import questions, submit
+from producer import question_files, submit
 from producer.submit import Request, opened
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import READY, Question
@@ -225,8 +225,8 @@ def test_the_ledger_keeps_the_longest_question_that_can_be_asked(engine: Engine,
     folder = str(make_photos(tmp_path / "photos", 1))
     text = "美" * 828 + "??"
 
-    asked = questions.wanted([text], None)
+    asked = question_files.wanted([text], None)
 
     assert job_of(engine, Request((folder,), model="demo", questions=asked)).asks
     with pytest.raises(UsageError, match="more than 2,500 bytes"):
-        questions.wanted([text + "?"], None)
+        question_files.wanted([text + "?"], None)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from producer.agreement import agreement
+from producer.evaluation.metrics import agreement
 from qsit.questions import LEVELS
 from qsit.rating import ANSWER, PROMPT
 from training import blank, copies, photos, scenes

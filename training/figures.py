@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from producer.agreement import agreement
+from producer.evaluation.metrics import agreement
 from qsit.questions import LEVELS, READY
 from training.copies import HARMS
 from training.distortions import DISTORTIONS, distort

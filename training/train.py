@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from producer.agreement import agreement
+from producer.evaluation.metrics import agreement
 from qsit.errors import QsitError
 from qsit.rating import PROMPT
 from training.examples import Examples, loss_of

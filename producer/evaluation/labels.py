@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from producer.leftout import LeftOut
+from producer.evaluation.skipped import LeftOut
 from qsit.errors import SourceError, UsageError
 
 PATHS = frozenset((

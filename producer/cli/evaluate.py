@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from producer import published
+from producer.evaluation import published
 from qsit import settings
 from qsit.errors import UsageError
 
@@ -43,9 +43,9 @@ def evaluate(context: click.Context, /, labels: str | None, llvisionqa: str | No
             raise UsageError(f"{parameter.opts[0]} is for {'--llvisionqa' if labels is not None else 'LABELS'}")
     kept = {name: value for name, value in options.items() if name not in foreign}
     if labels is not None:
-        from producer.opinions import evaluate_scores
+        from producer.evaluation.scores import evaluate_scores
 
         return evaluate_scores(settings.load(), labels, **kept)
-    from producer.perception import evaluate_answers
+    from producer.evaluation.answers import evaluate_answers
 
     return evaluate_answers(settings.load(), str(llvisionqa), Console(stderr=True), **kept)

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from producer import asking, joining, llvisionqa, published
-from producer.exits import COULD_NOT_RUN, OK
-from producer.leftout import LeftOut
-from producer.llvisionqa import Item, Tally
-from producer.report import DEMO_NOTE, count
+from producer.evaluation import ask, llvisionqa, matching, published
+from producer.evaluation.llvisionqa import Item, Tally
+from producer.evaluation.skipped import LeftOut
+from producer.exit_codes import COULD_NOT_RUN, OK
+from producer.formatting import DEMO_NOTE, count
 from qsit import checkpoints
 from qsit.errors import ImageError, UsageError
 from qsit.settings import Settings
@@ -63,7 +63,7 @@ def evaluate_answers(
 
 
 def _found(item: Item, folder: str, left_out: LeftOut) -> Path | None:
-    file = joining.place_of(item.image, folder).file
+    file = matching.place_of(item.image, folder).file
     if file is None:
         left_out.add("missing", item.image)
     return file
@@ -82,7 +82,7 @@ def _ask(
     except ImportError as error:
         raise UsageError("answering needs torch: pip install 'qsit[worker]'") from error
     model = QSit.load(name, device=where, dtype=chosen.dtype, revision=revision)
-    answers = asking.ask(
+    answers = ask.ask(
         model,
         [(file, item.asked) for item, file in there],
         batch_tokens=chosen.batch_tokens or model.batch_tokens,
@@ -90,7 +90,7 @@ def _ask(
         max_pixels=chosen.max_pixels,
         as_stored=as_stored,
     )
-    with warnings.catch_warnings(), asking.progress(console, len(there)) as show:
+    with warnings.catch_warnings(), ask.progress(console, len(there)) as show:
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, once a photo
         for done, (place, answer) in enumerate(answers, start=1):
             item = there[place][0]

@@ -22,8 +22,8 @@ def run(arguments: list[str]) -> int:
     # imported now that signals end in order: it takes a second
     import click
 
-    from producer.cli import cli
-    from producer.exits import COULD_NOT_RUN, OK, WRONG_USAGE
+    from producer.cli.commands import cli
+    from producer.exit_codes import COULD_NOT_RUN, OK, WRONG_USAGE
     from qsit.errors import QsitError, UsageError
 
     _open_closed_streams()

@@ -13,7 +13,7 @@ from models.queries import results
 from models.queries.results import Progress as JobProgress
 from models.retry import insist
 from producer import status
-from producer.report import duration, per_second
+from producer.formatting import duration, per_second
 from qsit.errors import DatabaseUnavailable
 from qsit.states import JobState
 

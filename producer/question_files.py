@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.db import storable
 from models.ledger.answers import MAX_QUESTION_BYTES
-from producer.report import in_one_line
+from producer.formatting import in_one_line
 from qsit.errors import UsageError
 from qsit.questions import LETTERS, MAX_NEW_TOKENS, READY, Question, forms
 

@@ -14,13 +14,13 @@ from models import db
 from models.ledger import jobs
 from models.queries import scorers
 from models.queries.scorers import ScorerInUse
-from producer import joining, labels, published
-from producer.agreement import FIGURES, Agreement, agreement, statistics
-from producer.exits import COULD_NOT_RUN, HAS_FAILURES, OK
-from producer.joining import Joined, Place
-from producer.labels import Columns
-from producer.leftout import LeftOut
-from producer.report import DEMO_NOTE
+from producer.evaluation import labels, matching, published
+from producer.evaluation.labels import Columns
+from producer.evaluation.matching import Joined, Place
+from producer.evaluation.metrics import FIGURES, Agreement, agreement, statistics
+from producer.evaluation.skipped import LeftOut
+from producer.exit_codes import COULD_NOT_RUN, HAS_FAILURES, OK
+from producer.formatting import DEMO_NOTE
 from qsit import checkpoints
 from qsit.errors import QsitError, UsageError
 from qsit.rating import AS_STORED, UPRIGHT
@@ -46,7 +46,7 @@ def evaluate_scores(
     unread = LeftOut(labels.REASONS, "row")
     found = labels.read(file, Columns(path_column, score_column), unread)
     folder = images or os.path.dirname(os.path.abspath(os.path.expanduser(file)))
-    places = {label.path: joining.place_of(label.path, folder) for label in found}
+    places = {label.path: matching.place_of(label.path, folder) for label in found}
     procedure = AS_STORED if as_stored else UPRIGHT if scores_first else None
     if scores_first:
         if revision is None and model in (None, chosen.model):
@@ -57,7 +57,7 @@ def evaluate_scores(
             return COULD_NOT_RUN
     engine = db.ready(chosen.database_url)
     candidates = _scorers(engine, model, revision, job, procedure)
-    joined = joining.join_newest(engine, candidates, found, places)
+    joined = matching.join_newest(engine, candidates, found, places)
     result = agreement(joined.scores, joined.opinions, lower_is_better=lower_is_better)
     known = dataset or published.dataset_in(os.path.basename(file))
     notes = _notes(result, joined.scorer, candidates, known, lower_is_better=lower_is_better)

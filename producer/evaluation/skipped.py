@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from producer.report import count, in_one_line
+from producer.formatting import count, in_one_line
 
 SHOWN = 3
 """Names told for each reason."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from models.queries.results import Failure, Given, Result
-from producer.report import in_one_line, place, rating, row, scaled, utc
+from producer.formatting import in_one_line, place, rating, row, scaled, utc
 from qsit.checkpoints import DEMO
 from qsit.rating import WORDS, score_of
 

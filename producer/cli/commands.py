@@ -20,13 +20,15 @@ from models.ledger import jobs
 from models.queries import results as result_queries
 from models.queries.results import Progress
 from models.retry import insist
-from producer import exports, questions, report, steer, submission
+from producer import export, formatting, question_files
 from producer import status as job_status
-from producer.evaluate import evaluate
-from producer.exits import OK, exit_status
+from producer.cli import job_commands
+from producer.cli import options as job_options
+from producer.cli.evaluate import evaluate
+from producer.exit_codes import OK, exit_status
 from producer.interrupts import Interrupted
+from producer.monitor import LISTER_CHECK_S, Teller, Watch, display
 from producer.submit import opened
-from producer.watch import LISTER_CHECK_S, Teller, Watch, display
 from qsit import settings
 from qsit.errors import UsageError
 from qsit.questions import READY
@@ -44,12 +46,12 @@ def cli() -> None:
     """Score the technical quality of whole photo libraries with Q-SiT."""
 
 
-_scale = click.option("--scale", type=click.Choice(list(report.SCALES)), default="0-1", show_default=True,
+_scale = click.option("--scale", type=click.Choice(list(formatting.SCALES)), default="0-1", show_default=True,
                       help="Of the scores that people read; JSON has 0..1.")  # fmt: skip
 
 
 @cli.command()
-@submission.arguments
+@job_options.arguments
 @_scale
 def score(scale: str, **options: Any) -> int:
     """Score photos here and now: lists SOURCE (folders and files), works, and ends with a summary.
@@ -59,11 +61,11 @@ def score(scale: str, **options: Any) -> int:
     from producer.score import score as run_score
 
     chosen = settings.load()
-    return run_score(chosen, submission.request(chosen, **options), Console(stderr=True), scale)
+    return run_score(chosen, job_options.request(chosen, **options), Console(stderr=True), scale)
 
 
 @cli.command()
-@submission.arguments
+@job_options.arguments
 @click.option("--wait", "waits", is_flag=True, help="Wait until the job is finished, as `qsit wait` does.")
 def submit(waits: bool, **options: Any) -> int:
     """Enqueue photos for the workers; prints the job's id."""
@@ -71,7 +73,7 @@ def submit(waits: bool, **options: Any) -> int:
     from worker.app import app
 
     chosen = settings.load()
-    request = submission.request(chosen, **options)
+    request = job_options.request(chosen, **options)
     engine = db.ready(chosen.database_url)
     dispatch.check_broker(app)
     teller = Teller(Console(stderr=True))
@@ -81,7 +83,7 @@ def submit(waits: bool, **options: Any) -> int:
         top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()
-        for line in report.listing_notes(job, lister.listing, listed=listed):
+        for line in formatting.listing_notes(job, lister.listing, listed=listed):
             _talk(line)
         click.echo(job.id)
         # a listing that another process leaves unfinished is taken over
@@ -110,9 +112,9 @@ def ready_questions(form: str) -> int:
     """List the ready questions that --ask takes by name; of their choices the last is the best."""
     ready = list(READY.values())
     if form == "json":
-        click.echo(json.dumps([questions.record(question) for question in ready]))
+        click.echo(json.dumps([question_files.record(question) for question in ready]))
     else:
-        click.echo("\n".join(questions.lines(ready)))
+        click.echo("\n".join(question_files.lines(ready)))
     return OK
 
 
@@ -165,7 +167,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
     except Interrupted:
         _talk(f"no longer waiting; job {job_id} goes on with its workers")
         raise
-    _talk(f"job {job_id}, {report.counts(progress)}")
+    _talk(f"job {job_id}, {formatting.counts(progress)}")
     return exit_status(progress)
 
 
@@ -175,7 +177,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
     engine = db.ready(settings.load().database_url)
-    exports.write_failures(result_queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    export.write_failures(result_queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
 
@@ -219,9 +221,9 @@ def results(
             # the locale may not have the letters of every language
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with _opened_output(output) as file:
-        demo = exports.write_results(result_queries.results(engine, wanted), form, scale, file, names)
+        demo = export.write_results(result_queries.results(engine, wanted), form, scale, file, names)
     if demo:
-        _talk(f"note: {report.DEMO_NOTE}")
+        _talk(f"note: {formatting.DEMO_NOTE}")
     return OK
 
 
@@ -237,7 +239,15 @@ def _opened_output(path: Path | None) -> Iterator[IO[str]]:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-for command in (steer.pause, steer.resume, steer.cancel, steer.retry, steer.prune, steer.recover, evaluate):
+for command in (
+    job_commands.pause,
+    job_commands.resume,
+    job_commands.cancel,
+    job_commands.retry,
+    job_commands.prune,
+    job_commands.recover,
+    evaluate,
+):
     cli.add_command(command)
 
 

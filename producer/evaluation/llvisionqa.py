@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from producer.leftout import LeftOut
+from producer.evaluation.skipped import LeftOut
 from qsit.errors import SourceError
 from qsit.questions import LETTERS, Question, forms, put
 

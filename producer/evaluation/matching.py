@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 from models.db import storable
 from models.queries import scorers
 from models.queries.scorers import ScorerInUse
-from producer.labels import Label
-from producer.leftout import LeftOut
+from producer.evaluation.labels import Label
+from producer.evaluation.skipped import LeftOut
 from qsit.sources.local import local_path, path_of, uri_of
 from qsit.sources.s3_client import SCHEME
 

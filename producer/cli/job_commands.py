@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from models import db
 from models.ledger import control, jobs, scheduling
 from models.queries import results
-from producer.report import count, counts
+from producer.formatting import count, counts
 from qsit import settings
 from qsit.states import JobState, Reason
 

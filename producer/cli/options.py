@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from models.db import storable
-from producer import questions
+from producer import question_files
 from producer.submit import Request
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
@@ -56,7 +56,7 @@ def request(
     Raises:
         UsageError: when a question cannot be asked, or nothing is asked that is told how.
     """
-    asked = questions.wanted(ask, ask_file, max_new_tokens)
+    asked = question_files.wanted(ask, ask_file, max_new_tokens)
     for name, value in (("--ask-below", options["ask_below"]), ("--max-new-tokens", max_new_tokens)):
         if value is not None and not asked:
             raise UsageError(f"{name} is about questions; give one with --ask or --ask-file")

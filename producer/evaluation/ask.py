@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from producer.watch import PLAIN_LINES_S
+from producer.monitor import PLAIN_LINES_S
 from qsit.errors import ImageError
 from qsit.questions import Answer, Question
 from qsit.rating import Score
