@@ -21,10 +21,10 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest
 
 fuzz: $(VENV)/test
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/test_fuzz.py
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/worker/imaging/test_fuzz.py
 
 chaos: $(VENV)/test
-	CHAOS_KILLS=$${CHAOS_KILLS:-100} $(BIN)/python -m pytest tests/test_chaos.py -o log_cli=true -o log_cli_level=INFO
+	CHAOS_KILLS=$${CHAOS_KILLS:-100} $(BIN)/python -m pytest tests/chaos -o log_cli=true -o log_cli_level=INFO
 
 demo-model: $(VENV)/training $(RUN)/train.json $(RUN)/blank/model.safetensors
 	$(BIN)/python -m training.train $(RUN)/blank $(RUN)/train.json $(RUN)/trained --validation $(RUN)/validation.json \

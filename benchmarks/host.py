@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from tests import profiles
+from tests.support import profiles
 from worker import memory
 from worker.imaging.color_profiles import in_srgb
 from worker.imaging.decode import decode

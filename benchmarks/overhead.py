@@ -37,9 +37,9 @@ from producer.submit import Request, opened
 from qsit import settings
 from qsit.sources.source import Listing, Reader
 from qsit.states import JobState, WorkerState
-from tests import null_worker
-from tests.chaos import JOB, Fleet, broker_of, fleet, state_of
-from tests.programs import make_photos, run, until
+from tests.support import null_worker
+from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
+from tests.support.programs import make_photos, run, until
 from worker import COMMAND
 from worker.imaging.decode import decode
 from worker.pipeline import Pipeline, Ready

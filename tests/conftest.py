@@ -18,8 +18,6 @@ from migrations.upgrade import upgrade
 from models import db
 from producer.private_run import broker_program
 
-PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
-
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_as_a_terminal_has_them() -> None:

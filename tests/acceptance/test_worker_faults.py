@@ -1,0 +1,276 @@
+"""Faults of a fleet, one by one: whatever stops, comes back or comes twice, each photo is done once."""
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from celery import Celery
+from PIL import Image
+from sqlalchemy import Engine, func, select
+
+from migrations.upgrade import upgrade
+from models import db
+from models.tables import Chunk, Item, Job, Score
+from qsit.states import ChunkState, ItemState, JobState, Risk
+from tests.support.chaos import NULL_WORKER, SETTINGS, settled, twice, watch_for_twice
+from tests.support.null_worker import ENDLESS, FREEZING, SLOW
+from tests.support.paths import ROOT
+from tests.support.programs import QSIT, family, make_photos, run, started, until
+from worker.dispatch import TASK
+
+
+@dataclass
+class Stage:
+    """A ledger, a broker, a folder of photos and their settings."""
+
+    url: str
+    engine: Engine
+    photos: Path
+    scratch: Path
+    variables: dict[str, str]
+
+    def submit(self, *options: str, check: int | None = 0) -> "subprocess.CompletedProcess[str]":
+        return run("submit", str(self.photos), *options, database_url=self.url, check=check, **self.variables)
+
+    @contextmanager
+    def worker(self, name: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A worker that has loaded its model."""
+        with started(
+            *NULL_WORKER,
+            database_url=self.url,
+            log=self.log(name),
+            cwd=ROOT,
+            **self.variables | settings,
+        ) as process:
+            until(lambda: "loaded on cpu" in self.log(name).read_text())
+            yield process
+
+    def log(self, name: str) -> Path:
+        return self.scratch / f"{name}.log"
+
+    def turns(self, worker: str) -> int:
+        """How many messages a worker has worked through or dropped."""
+        return len(re.findall(r"Task qsit\.score_chunk\S+ succeeded", self.log(worker).read_text()))
+
+    def jobs(self) -> list[str]:
+        with db.reading(self.engine) as connection:
+            return list(connection.execute(select(Job.state).order_by(Job.id)).scalars())
+
+    def chunks(self, state: ChunkState) -> int:
+        return self.count(select(func.count()).select_from(Chunk).where(Chunk.state == state))
+
+    def count(self, query: "object") -> int:
+        with db.reading(self.engine) as connection:
+            return int(connection.execute(query).scalar() or 0)  # type: ignore[call-overload]
+
+    def is_in_flight(self) -> bool:
+        return self.count(select(func.count()).where(Item.risk == Risk.IN_FLIGHT)) > 0
+
+    def check_done_once(self, photos: int, jobs: int = 1) -> None:
+        """Every job is finished, every photo of it scored, and no score or item was written twice."""
+        assert self.jobs() == [JobState.FINISHED] * jobs
+        assert self.count(select(func.count()).select_from(Score)) == photos
+        scored = select(func.count()).select_from(Item).where(Item.state == ItemState.SCORED)
+        assert self.count(scored) == self.count(select(func.count()).select_from(Item)) == photos * jobs
+        assert self.count(select(func.sum(Chunk.scored))) == photos * jobs
+        assert twice(self.engine) == []
+
+
+@pytest.fixture
+def stage(tmp_path: Path, broker_url: str) -> Iterator[Stage]:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    engine = db.connect(url)
+    watch_for_twice(engine)
+    photos = make_photos(tmp_path / "photos", 200)
+    variables = SETTINGS | {"QSIT_BROKER_URL": broker_url, "QSIT_ROOTS": str(photos)}
+    with ExitStack() as ending:
+        ending.callback(engine.dispose)
+        yield Stage(url, engine, photos, tmp_path, variables)
+
+
+def send(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """A signal to a worker and all its processes."""
+    parent = psutil.Process(process.pid)
+    for member in [parent, *parent.children(recursive=True)]:
+        member.send_signal(number)
+
+
+def children(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def none_lives(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_a_worker_that_slept_past_its_lease_writes_nothing_when_it_wakes(stage: Stage) -> None:
+    settings = {"QSIT_LEASE_S": "2", "NULL_BATCH_S": "0.2"}
+    with stage.worker("sleeper", **settings) as sleeper:
+        stage.submit()
+        until(lambda: settled(stage.engine) > 0 and stage.chunks(ChunkState.LEASED) == 1)
+        send(sleeper, signal.SIGSTOP)
+        turns = stage.turns("sleeper")
+        with stage.worker("other", **settings):
+            until(lambda: stage.jobs() == [JobState.FINISHED])
+            send(sleeper, signal.SIGCONT)
+            until(lambda: stage.turns("sleeper") > turns)
+            stage.check_done_once(200)
+
+    assert "Traceback" not in stage.log("sleeper").read_text()
+
+
+def test_a_worker_that_slept_while_it_decoded_lays_that_to_no_photo(stage: Stage) -> None:
+    for photo in stage.photos.iterdir():
+        Image.new("RGB", (32, 24), SLOW).save(photo)
+    with stage.worker("sleeper", QSIT_LEASE_S="180") as sleeper:
+        stage.submit()
+        until(lambda: settled(stage.engine) > 0)
+        for _ in range(3):
+            send(sleeper, signal.SIGSTOP)
+            time.sleep(2.5)  # longer than QSIT_DECODE_S
+            send(sleeper, signal.SIGCONT)
+            done = settled(stage.engine)
+            until(lambda done=done: settled(stage.engine) > done)
+        assert stage.count(select(func.count()).where(Item.state == ItemState.FAILED)) == 0
+
+
+def test_a_listing_that_was_killed_half_way_is_taken_up_by_the_same_command(stage: Stage) -> None:
+    make_photos(stage.photos, 12_000)
+    command = (QSIT, "submit", str(stage.photos))
+    with started(*command, database_url=stage.url, log=stage.log("submit"), **stage.variables) as lister:
+        until(lambda: stage.count(select(func.count()).select_from(Item)) > 0)
+        lister.kill()
+        lister.wait()
+    listed = stage.count(select(func.count()).select_from(Item))
+    assert 0 < listed < 12_000
+    assert stage.count(select(func.count()).where(Job.listed_at.is_not(None))) == 0
+
+    with stage.worker("worker", NULL_BATCH_S="0"):
+        stage.submit("--wait")
+        stage.check_done_once(12_000)
+
+
+def test_two_jobs_over_the_same_photos_at_once_score_each_once(stage: Stage) -> None:
+    with stage.worker("one", NULL_BATCH_S="0.5"), stage.worker("two", NULL_BATCH_S="0.5"):
+        stage.submit("--name", "first")
+        stage.submit("--name", "second")
+        assert stage.jobs() == [JobState.ACTIVE] * 2
+        until(lambda: stage.jobs() == [JobState.FINISHED] * 2)
+
+    assert stage.count(select(func.count()).select_from(Score)) == 200
+    for job in (1, 2):
+        scored = stage.count(select(func.sum(Chunk.scored)).where(Chunk.job_id == job))
+        assert scored + stage.count(select(Job.skipped).where(Job.id == job)) == 200
+        assert stage.count(select(func.count()).where(Item.job_id == job, Item.state == ItemState.SCORED)) == scored
+    assert [note for note in twice(stage.engine) if note.startswith("items")] == []
+
+
+def test_a_message_that_comes_twice_is_worked_on_once(stage: Stage) -> None:
+    with stage.worker("one", NULL_BATCH_S="0.5"), stage.worker("two", NULL_BATCH_S="0.5"):
+        stage.submit()
+        until(lambda: stage.chunks(ChunkState.LEASED) > 0)
+        app = Celery("tests", broker=stage.variables["QSIT_BROKER_URL"], task_compression="zlib")
+        [queue] = re.findall(r"\.> (qsit\.\S+) +exchange", stage.log("one").read_text())
+        for chunk in range(1, stage.count(select(func.max(Chunk.id))) + 1):
+            for _ in range(2):
+                app.send_task(TASK, args=[chunk, []], queue=queue)
+        app.close()
+        until(lambda: stage.jobs() == [JobState.FINISHED])
+        chunks = stage.count(select(func.max(Chunk.id)))
+        until(lambda: stage.turns("one") + stage.turns("two") >= 3 * chunks)
+        stage.check_done_once(200)
+
+    for name in ("one", "two"):
+        assert "Traceback" not in stage.log(name).read_text()
+
+
+def test_sigterm_ends_a_worker_after_its_batch_and_the_rest_is_queued_at_once(stage: Stage) -> None:
+    with stage.worker("first", NULL_BATCH_S="1", QSIT_LEASE_S="180") as first:
+        stage.submit()
+        until(lambda: settled(stage.engine) > 0 and stage.chunks(ChunkState.LEASED) == 1)
+        processes = children(first)
+        first.terminate()
+        assert first.wait(30) == 0
+        until(lambda: none_lives(processes))
+    assert stage.chunks(ChunkState.LEASED) == 0
+    assert 0 < settled(stage.engine) < 200
+    assert "Traceback" not in stage.log("first").read_text()
+
+    with stage.worker("second"):
+        until(lambda: stage.jobs() == [JobState.FINISHED])
+        stage.check_done_once(200)
+    assert family(stage.url) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_to_the_parent_alone_ends_a_worker_at_once(stage: Stage, number: signal.Signals) -> None:
+    with stage.worker("worker", NULL_BATCH_S="600") as worker:
+        stage.submit()
+        until(stage.is_in_flight)
+        processes = children(worker)
+        worker.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(2)
+        worker.send_signal(number)
+        assert worker.wait(30) == 128 + number
+        until(lambda: none_lives(processes))
+
+    with stage.worker("next"):
+        until(lambda: settled(stage.engine) > 0)
+        assert stage.count(select(func.count()).where(Item.risk.in_((Risk.SUSPECT, Risk.ALONE)))) == 0
+
+
+def test_sigterm_ends_a_worker_that_is_stuck_in_decoding(stage: Stage) -> None:
+    Image.new("RGB", (32, 24), ENDLESS).save(stage.photos / "00000.png")
+    with stage.worker("worker", QSIT_DECODE_S="600") as worker:
+        stage.submit()
+        until(stage.is_in_flight)
+        processes = children(worker)
+        worker.terminate()
+        assert worker.wait(60) == 0
+        until(lambda: none_lives(processes))
+
+
+@pytest.mark.parametrize("stuck_in", ["batch", "decoding"])
+def test_a_killed_parent_leaves_no_process_behind_even_one_that_is_stuck(stage: Stage, stuck_in: str) -> None:
+    settings = {"NULL_BATCH_S": "600"}
+    if stuck_in == "decoding":
+        Image.new("RGB", (32, 24), ENDLESS).save(stage.photos / "00000.png")
+        settings = {"QSIT_DECODE_S": "600"}
+    with stage.worker("worker", **settings) as worker:
+        stage.submit()
+        until(stage.is_in_flight)
+        processes = children(worker)
+        assert processes
+        worker.kill()
+        until(lambda: none_lives(processes), timeout_s=30)
+
+    with stage.worker("next"):
+        until(lambda: settled(stage.engine) > 0)
+        assert stage.count(select(func.count()).where(Item.losses > 0)) == 0
+
+
+def test_a_photo_that_lets_no_thread_have_its_turn_costs_itself_alone(stage: Stage) -> None:
+    Image.new("RGB", (32, 24), FREEZING).save(stage.photos / "00007.png")
+
+    with stage.worker("worker", NULL_FROZEN_S="3"):
+        done = stage.submit("--wait", check=3)
+
+    assert "199 scored, 1 failed" in done.stderr
+    with db.reading(stage.engine) as connection:
+        assert connection.execute(select(Item.reason).where(Item.state == ItemState.FAILED)).scalar_one() == "crashed"
+
+
+def test_a_device_that_does_not_answer_is_given_up(stage: Stage) -> None:
+    with stage.worker("worker", NULL_BATCH_S="3600", NULL_FROZEN_S="5"):
+        stage.submit()
+        until(lambda: "no batch came to an end" in stage.log("worker").read_text())
+    assert "the process is replaced" in stage.log("worker").read_text()

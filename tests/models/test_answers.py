@@ -1,0 +1,471 @@
+"""Questions about photos in the ledger, on both databases: who is asked, what is kept, how it is found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select, text
+
+from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Scored
+from models.db import reading
+from models.ledger import control, jobs, leases, recording, scheduling
+from models.queries import results
+from models.queries.results import Wanted
+from models.tables import AnswerRow, Job, JobQuestion, QuestionRow
+from qsit.errors import LeaseLost, UsageError
+from qsit.questions import Answer, Question
+from qsit.states import UNKNOWN_VERSION, JobState, Reason
+from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
+from tests.models.test_leases import HERE, claimed, expire, good
+
+LEVELS = ("low", "high")
+SHARP = Question("sharpness", "How sharp is it?", LEVELS)
+NOISE = Question("noise", "How free from noise is it?", LEVELS)
+WHY = Question("overall", "How is it, and why?")
+ASKING = replace(SPEC, key="asking", questions=(WHY, SHARP))
+
+
+def to(question: Question) -> Answer:
+    """What is answered here to a question."""
+    return Answer(question.choices[0], probabilities=(0.75, 0.25)) if question.choices else Answer("Good: sharp.")
+
+
+def result_of(claim: Claim, item: ClaimedItem, score: float, answer: Callable[[Question], Answer]) -> Scored | Known:
+    """What a worker does with a photo: it scores it unless that is done, and asks what is open."""
+    known = None if claim.rescore else item.found.score
+    value = score if known is None else known
+    answers = {each: answer(claim.questions[each]) for each in claim.to_ask(value, item.found)}
+    if known is None:
+        return replace(good(item.image_id, value), answers=answers)
+    return Known(item.image_id, dtype="float32", answers=answers)
+
+
+def work(
+    engine: Engine, score: Callable[[str], float] = lambda _: 0.5, answer: Callable[[Question], Answer] = to
+) -> tuple[int, int]:
+    """Do all the work that there is; how many photos were scored, and how many answers given."""
+    done: list[Scored | Known] = []
+    while messages := scheduling.send(engine, LANE, ahead=4, lease_s=60):
+        for message in messages:
+            claim = leases.claim(engine, message.chunk_id, LANE, HERE, 60)
+            assert claim is not None
+            batch = [result_of(claim, item, score(item.uri), answer) for item in claim.items]
+            leases.record(engine, claim, batch, 60)
+            leases.hand_back(engine, claim)
+            done += batch
+    return sum(isinstance(each, Scored) for each in done), sum(len(each.answers) for each in done)
+
+
+def by_number(uri: str) -> float:
+    """A score from the last digit of a photo's name."""
+    return int(uri.removesuffix(".jpg")[-1]) / 10
+
+
+def answers_in(engine: Engine) -> list[tuple[str, str, str]]:
+    """All answers about current versions, as SQL users see them: photo, question, answer."""
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT uri, question, answer FROM qsit_answers ORDER BY uri, question"))
+        return [(row.uri, row.question, row.answer) for row in rows]
+
+
+def test_a_job_hands_its_questions_to_the_worker_in_their_order(engine: Engine) -> None:
+    short = replace(WHY, name="short", max_new_tokens=20)
+    job_id = listed(engine, photos(2), replace(ASKING, questions=(WHY, SHARP, short), ask_below=0.4))
+
+    claim = claimed(engine)
+
+    assert list(claim.questions.values()) == [WHY, SHARP, short]
+    assert (claim.job_id, claim.ask_below) == (job_id, 0.4)
+    assert [item.found for item in claim.items] == [Findings()] * 2
+
+
+def test_questions_with_the_same_answer_are_one_under_the_name_it_was_asked_by_last(engine: Engine) -> None:
+    listed(engine, photos(2), replace(ASKING, questions=(WHY, SHARP, replace(WHY, name="why"))))
+    listed(engine, photos(2), replace(ASKING, key="b", questions=(replace(SHARP, name="focus"),)))
+
+    with reading(engine) as connection:
+        names = connection.execute(select(QuestionRow.name).order_by(QuestionRow.id)).scalars().all()
+    assert names == ["why", "focus"]
+    assert [each.name for each in claimed(engine).questions.values()] == ["why", "focus"]
+
+
+def test_a_question_too_long_for_an_index_is_refused_and_leaves_no_job(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="the question overall is longer than 2,500 bytes"):
+        jobs.open_job(engine, replace(ASKING, questions=(replace(WHY, text="问" * 1000),)))
+
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
+
+
+def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
+    job = jobs.open_job(engine, ASKING)
+    jobs.begin_listing(engine, job.id)
+
+    jobs.drop_empty(engine, job.id)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(JobQuestion)).scalar() == 0
+
+
+def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
+    job_id = listed(engine, photos(3), ASKING)
+
+    assert work(engine) == (3, 6)
+
+    assert results.progress(engine, job_id).state is JobState.FINISHED
+    (first, *_) = results.results(engine, Wanted(sort="uri", answers=True))
+    assert [(each.name, each.question, each.choices, each.answer, each.dtype, each.job) for each in first.answers] == [
+        ("overall", WHY.text, (), to(WHY), "float32", job_id),
+        ("sharpness", SHARP.text, LEVELS, to(SHARP), "float32", job_id),
+    ]
+    assert first.answers[0].answered_at >= first.scored_at
+
+
+def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_none(engine: Engine) -> None:
+    listed(engine, photos(5))
+    score_all(engine)
+
+    second = listed(engine, photos(6), ASKING)
+    assert results.progress(engine, second).queued == 6
+    assert [item.found for item in claimed(engine).items] == [Findings(0.5)] * 5 + [Findings()]
+    expire(engine)
+
+    assert work(engine) == (1, 12)
+    assert results.progress(engine, second).state is JobState.FINISHED
+    scored_by = {result.job for result in results.results(engine, Wanted(most=1.0))}
+    assert scored_by == {1, second}
+
+
+def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
+    listed(engine, photos(5), ASKING)
+    work(engine)
+
+    same = listed(engine, photos(5), replace(ASKING, key="same", questions=(replace(SHARP, name="other"),)))
+    none = listed(engine, photos(5), replace(SPEC, key="none"))
+    more = listed(engine, photos(5), replace(ASKING, key="more", questions=(SHARP, NOISE)))
+
+    assert [results.progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
+    assert results.progress(engine, same).state is JobState.FINISHED
+    assert work(engine) == (0, 5)
+    assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
+
+
+def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> None:
+    listed(engine, photos(3), ASKING)
+    work(engine)
+    listed(engine, photos(5), replace(SPEC, key="scores"))
+    work(engine)
+
+    again = listed(engine, photos(5), replace(ASKING, key="again"))
+
+    progress = results.progress(engine, again)
+    assert (progress.skipped, progress.queued) == (3, 2)
+    assert work(engine) == (0, 4)
+
+
+def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
+    first = listed(engine, photos(3), ASKING)
+    work(engine)
+    second = listed(engine, photos(4), replace(ASKING, key="second", questions=(SHARP,)))
+    none = listed(engine, photos(4), SPEC)
+    work(engine)
+
+    assert [results.answers_given(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
+    assert [results.progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
+
+
+def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
+    listed(engine, photos(1), ASKING)
+    work(engine)
+
+    others = (replace(WHY, max_new_tokens=20), replace(SHARP, choices=("no", "yes")))
+    second = listed(engine, photos(1), replace(ASKING, key="others", questions=others))
+
+    assert results.progress(engine, second).queued == 1
+    assert work(engine) == (0, 2)
+
+
+def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
+    listed(engine, photos(8))
+    work(engine, by_number)
+
+    second = listed(engine, photos(10), replace(ASKING, ask_below=0.3))
+
+    progress = results.progress(engine, second)
+    assert (progress.skipped, progress.queued) == (5, 5)
+    assert work(engine, by_number) == (2, 6)
+    assert {by_number(uri) for uri, *_ in answers_in(engine)} == {0.0, 0.1, 0.2}
+    assert results.progress(engine, second).state is JobState.FINISHED
+    third = listed(engine, photos(10), replace(ASKING, key="again", ask_below=0.3))
+    assert results.progress(engine, third).skipped == 10
+
+
+def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
+    listed(engine, photos(8), replace(SPEC, priority=2))
+    listed(engine, photos(1), replace(ASKING, priority=1))
+    third = listed(engine, photos(10), replace(ASKING, key="third", ask_below=0.3))
+    first = claimed(engine)
+    leases.record(engine, first, [good(item.image_id, by_number(item.uri)) for item in first.items], 60)
+    leases.hand_back(engine, first)
+    second = claimed(engine)
+    leases.record(engine, second, [result_of(second, item, 0.0, to) for item in second.items], 60)
+    leases.hand_back(engine, second)
+
+    claim = claimed(engine)
+
+    assert claim.job_id == third
+    assert [by_number(item.uri) for item in claim.items] == [0.1, 0.2, 0.8, 0.9]
+    assert [item.found.score for item in claim.items] == [0.1, 0.2, None, None]
+    assert results.progress(engine, third).scored == 6
+
+
+def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine) -> None:
+    listed(engine, photos(2), replace(ASKING, key="first", questions=(SHARP,)))
+    work(engine)
+    listed(engine, photos(3), ASKING)
+
+    claim = claimed(engine)
+
+    names = [{claim.questions[each].name for each in item.found.answered} for item in claim.items]
+    assert names == [{"sharpness"}, {"sharpness"}, set()]
+    assert [[claim.questions[each].name for each in claim.to_ask(0.5, item.found)] for item in claim.items] == [
+        ["overall"], ["overall"], ["overall", "sharpness"],
+    ]  # fmt: skip
+
+
+def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
+    first = listed(engine, photos(2), ASKING)
+    work(engine)
+    second = listed(engine, photos(2), replace(ASKING, key="again", questions=(WHY,), rescore=True))
+
+    assert results.progress(engine, second).queued == 2
+    assert work(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
+
+    (result, _) = results.results(engine, Wanted(answers=True))
+    assert [(each.answer, each.job) for each in result.answers] == [
+        (Answer("Bad.", cut=True), second), (to(SHARP), first),
+    ]  # fmt: skip
+
+
+def test_another_procedure_has_answers_of_its_own(engine: Engine) -> None:
+    listed(engine, photos(2), ASKING)
+    work(engine)
+
+    listed(engine, photos(2), replace(ASKING, procedure="rating-1/as-stored-1"))
+
+    assert work(engine) == (2, 4)
+    assert len(answers_in(engine)) == 8
+
+
+def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
+    listed(engine, photos(3), ASKING)
+    work(engine, answer=lambda _: Answer("old"))
+
+    second = listed(engine, [*photos(2), *photos(3, version="2")[2:]], replace(ASKING, key="again"))
+
+    assert results.progress(engine, second).queued == 1
+    assert work(engine, answer=lambda _: Answer("new")) == (1, 2)
+    assert [answer for _, _, answer in answers_in(engine)] == ["old"] * 4 + ["new"] * 2
+    every = results.results(engine, Wanted(all_versions=True, sort="uri", answers=True))
+    assert [each.answers[0].answer.text for each in every] == ["old"] * 3 + ["new"]
+
+
+TEXTS = {
+    "Chinese": "这张照片的清晰度很高。",
+    "nothing": "",
+    "a quotation": 'assistant\n"It is\tgood", \\ said',
+    "long": "blurry " * 1500,
+    "beyond 16 bits": "🎞" * 3,
+}
+
+
+def test_answers_are_kept_as_they_are(engine: Engine) -> None:
+    questions = tuple(Question(name, f"{name}?") for name in TEXTS)
+    listed(engine, photos(1), replace(ASKING, questions=questions))
+
+    work(engine, answer=lambda question: Answer(TEXTS[question.name]))
+
+    (result,) = results.results(engine, Wanted(answers=True))
+    assert {each.name: each.answer.text for each in result.answers} == TEXTS
+    assert [(each, question, TEXTS[question]) for each, question, _ in answers_in(engine)] == answers_in(engine)
+
+
+def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
+    odd = Question("odd\0", "is this odd: \0 \udcff?", ("a\0", "问"))
+    listed(engine, photos(1), replace(ASKING, questions=(odd, WHY)))
+
+    work(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
+
+    (result,) = results.results(engine, Wanted(answers=True))
+    assert [each.answer for each in result.answers] == [Answer("nul \\0, half \\ud83c", cut=True)] * 2
+    assert (result.answers[0].name, result.answers[0].question) == ("odd\\0", "is this odd: \\0 \\udcff?")
+    assert result.answers[0].choices == ("a\\0", "问")
+
+
+def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
+    probabilities = (1 / 3, 2 / 3 - 1e-300, 1e-300)
+    listed(engine, photos(1), replace(ASKING, questions=(SHARP,)))
+
+    work(engine, answer=lambda _: Answer("low", probabilities=probabilities))
+
+    (result,) = results.results(engine, Wanted(answers=True))
+    assert result.answers[0].answer == Answer("low", probabilities=probabilities)
+
+
+def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
+    listed(engine, photos(2, version=UNKNOWN_VERSION), ASKING)
+    late = claimed(engine)
+    first, second = late.items
+    answers = {each: Answer("late") for each in late.questions}
+    expire(engine)
+    claimed(engine)
+
+    for version in (None, "v1"):
+        for result in (
+            replace(good(first.image_id), answers=answers, version=version),
+            Known(second.image_id, version, "float32", answers),
+        ):
+            with pytest.raises(LeaseLost):
+                leases.record(engine, late, [result], 60)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(AnswerRow)).scalar() == 0
+
+
+def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
+    job_id = listed(engine, photos(1), ASKING)
+    claim = claimed(engine)
+    (item,) = claim.items
+    batch = [result_of(claim, item, 0.5, to), result_of(claim, item, 0.5, to)]
+
+    leases.record(engine, claim, batch, 60)
+    leases.record(engine, claim, [*batch, Failed(item.image_id, Reason.CORRUPT, "too late")], 60)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.scored, progress.failed) == (1, 0)
+    assert len(answers_in(engine)) == 2
+
+
+def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
+    listed(engine, photos(1, version="v1"))
+    score_all(engine)
+    listed(engine, photos(2, version=UNKNOWN_VERSION), ASKING)
+    claim = claimed(engine)
+    first, second = claim.items
+    answers = {each: to(question) for each, question in claim.questions.items()}
+    found = recording.findings(engine, first.uri, "v1", claim)
+    assert (found, claim.is_settled(found)) == (Findings(0.5), False)
+    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
+
+    batch = [
+        Known(first.image_id, "v1", "float16", answers),
+        replace(good(second.image_id), version="v2", answers=answers),
+    ]
+    leases.record(engine, claim, batch, 60)
+
+    assert recording.findings(engine, first.uri, "v1", claim) == Findings(0.5, frozenset(answers))
+    assert recording.findings(engine, second.uri, "v2", claim) == Findings(0.5, frozenset(answers))
+    assert claim.is_settled(recording.findings(engine, second.uri, "v2", claim))
+    shown = list(results.results(engine, Wanted(sort="uri", answers=True)))
+    assert [(each.version, {given.dtype for given in each.answers}, len(each.answers)) for each in shown] == [
+        ("v1", {"float16"}, 2),
+        ("v2", {"float32"}, 2),
+    ]
+
+
+def test_a_photo_that_failed_while_it_was_asked_about_can_be_retried(engine: Engine) -> None:
+    listed(engine, photos(2))
+    score_all(engine)
+    second = listed(engine, photos(2), ASKING)
+    score_all(engine, failing=(photos(1)[0].uri,), reason=Reason.MODEL_ERROR)
+    third = listed(engine, photos(2), replace(ASKING, key="third"))
+    progress = results.progress(engine, third)
+    assert (progress.skipped, progress.skipped_failed, progress.queued) == (0, 1, 1)
+
+    assert control.retry(engine, second) == 1
+
+    assert work(engine) == (0, 4)
+    assert results.progress(engine, second).state is JobState.FINISHED
+
+
+def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
+    job_id = listed(engine, photos(1), ASKING)
+    work(engine)
+
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT * FROM qsit_answers ORDER BY question")).mappings().all()
+
+    why, sharp = ({**row, "answered_at": None} for row in rows)
+    same = {
+        "uri": "file:///p/000000.jpg", "version": "1", "model": "demo", "revision": "r1",
+        "procedure": "rating-1/upright-1", "dtype": "float32", "answered_at": None, "job": job_id, "cut": False,
+    }  # fmt: skip
+    assert why == {
+        **same, "question": "overall", "text": WHY.text, "choices": None, "answer": "Good: sharp.",
+        "probabilities": None,
+    }  # fmt: skip
+    assert json.loads(sharp.pop("choices")) == list(LEVELS)
+    assert json.loads(sharp.pop("probabilities")) == [0.75, 0.25]
+    assert sharp == {**same, "question": "sharpness", "text": SHARP.text, "answer": "low"}
+
+
+def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.queries.pagination.PAGE", 7)
+    listed(engine, photos(30), ASKING)
+    work(engine)
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+
+    rows = list(results.results(engine, Wanted(sort="-score", answers=True)))
+
+    assert [len(row.answers) for row in rows] == [2] * 30
+    assert sum("FROM answers" in statement for statement in asked) == 5
+    del asked[:]
+    assert [row.answers for row in results.results(engine, Wanted(sort="-score"))] == [()] * 30
+    assert not [statement for statement in asked if "answers" in statement]
+
+
+def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine) -> None:
+    first = listed(engine, photos(20), replace(ASKING, questions=(SHARP,)))
+    work(engine, by_number)
+    second = listed(engine, photos(30, "file:///p/")[15:], replace(ASKING, key="b", questions=(WHY,), ask_below=0.8))
+    work(engine, by_number)
+
+    def found(**about: Any) -> list[results.Result]:
+        return list(results.results(engine, Wanted(sort="uri", **about)))
+
+    assert [row.uri for row in found(job=second)] == [photo.uri for photo in photos(30)[20:]]
+    both = found(job=second, answers=True)
+    wanted = [photo.uri for photo in photos(30)[15:] if by_number(photo.uri) < 0.8 or photo.uri > photos(20)[-1].uri]
+    assert [row.uri for row in both] == wanted
+    assert {given.job for row in both for given in row.answers} == {first, second}
+    assert [row.uri for row in found(job=first, answers=True)] == [photo.uri for photo in photos(20)]
+
+
+def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
+    job_id = listed(engine, photos(2), ASKING)
+    other = listed(engine, photos(2), replace(ASKING, procedure="other", questions=(NOISE, SHARP)))
+    assert results.question_names(engine, Wanted()) == []
+
+    work(engine)
+
+    listed(engine, photos(2), replace(ASKING, key="open", questions=(Question("open", "Open?"),)))
+    assert results.question_names(engine, Wanted()) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, Wanted(job=job_id)) == ["overall", "sharpness"]
+    assert results.question_names(engine, Wanted(job=other)) == ["sharpness", "noise"]
+    assert results.question_names(engine, Wanted(model="demo")) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, Wanted(model="other")) == []
+
+
+def test_without_questions_nothing_is_asked_of_the_answers(engine: Engine) -> None:
+    listed(engine, photos(2))
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+
+    listed(engine, photos(3), replace(SPEC, key="b"))
+    score_all(engine)
+
+    assert not [statement for statement in asked if "answers" in statement]

@@ -1,0 +1,260 @@
+"""What people do to a job that is there."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from models.claims import Failed
+from models.db import reading, writing
+from models.ledger import control, jobs, leases, scheduling
+from models.ledger.jobs import JobSpec
+from models.queries import results
+from models.tables import Item, Job, Score
+from qsit.errors import JobCancelled, UsageError
+from qsit.states import ItemState, JobState, Reason
+from tests.models.test_jobs import LANE, SPEC, listed, photos
+from tests.models.test_leases import HERE, claimed, expire, good
+
+
+def bad(image_id: int, reason: Reason = Reason.CORRUPT) -> Failed:
+    return Failed(image_id, reason, "broken")
+
+
+def finished_with_failures(engine: Engine, spec: JobSpec = SPEC) -> tuple[int, list[int]]:
+    """A finished job of four photos, two of which failed: one corrupt, one missing."""
+    job_id = listed(engine, photos(4), spec)
+    claim = claimed(engine)
+    ids = [item.image_id for item in claim.items]
+    results = [good(ids[0]), bad(ids[1]), good(ids[2]), bad(ids[3], Reason.MISSING)]
+    leases.record(engine, claim, results, 60)
+    leases.hand_back(engine, claim)
+    assert results.progress(engine, job_id).state == JobState.FINISHED
+    return job_id, ids
+
+
+def states(engine: Engine, job_id: int) -> dict[str, int]:
+    with reading(engine) as connection:
+        query = select(Item.state, func.count()).where(Item.job_id == job_id).group_by(Item.state)
+        return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def test_a_paused_job_is_neither_sent_nor_claimed_until_it_is_resumed(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    control.pause(engine, job_id)
+    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+
+    control.resume(engine, job_id)
+    (again,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    assert again.chunk_id == message.chunk_id
+
+
+@pytest.mark.parametrize("stop", [control.pause, control.cancel])
+def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, stop: object) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    first, second, _ = (item.image_id for item in claim.items)
+    assert leases.record(engine, claim, [good(first)], 60)
+
+    assert callable(stop)
+    stop(engine, job_id)
+
+    assert not leases.record(engine, claim, [good(second)], 60), "the batch in hand is kept, and is the last"
+    with writing(engine) as connection:
+        assert not leases.extend(connection, claim, 60)
+    leases.hand_back(engine, claim)
+    progress = results.progress(engine, job_id)
+    assert (progress.scored, progress.running) == (2, 0)
+    assert progress.queued + progress.cancelled == 1
+
+
+def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
+    job_id = listed(engine, photos(20))  # two chunks
+    claim = claimed(engine)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+
+    control.cancel(engine, job_id)
+    control.cancel(engine, job_id)  # twice is no harm
+    assert results.progress(engine, job_id).cancelled == 4, "what no worker holds, at once"
+    leases.hand_back(engine, claim)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.state, progress.cancelled, progress.left) == (JobState.CANCELLED, 20, 0)
+    assert states(engine, job_id) == {ItemState.CANCELLED: 20}
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    with reading(engine) as connection:
+        assert connection.execute(select(Job.finished_at).where(Job.id == job_id)).scalar() is not None
+
+
+def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+    control.cancel(engine, job_id)
+    expire(engine)
+
+    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    assert states(engine, job_id) == {ItemState.CANCELLED: 3}
+
+
+def test_what_was_handed_back_just_when_it_was_cancelled_is_settled_by_the_timer(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    with writing(engine) as connection:
+        connection.execute(update(Job).values(state=JobState.CANCELLED))
+
+    control.settle_cancelled(engine)
+
+    assert states(engine, job_id) == {ItemState.CANCELLED: 3}
+    assert results.progress(engine, job_id).cancelled == 3
+
+
+def test_a_job_that_is_cancelled_while_it_is_listed_gets_nothing_more(engine: Engine) -> None:
+    opened = jobs.open_job(engine, SPEC)
+    jobs.begin_listing(engine, opened.id)
+    jobs.add_images(engine, opened.id, photos(3))
+    control.cancel(engine, opened.id)
+
+    with pytest.raises(JobCancelled):
+        jobs.add_images(engine, opened.id, photos(3, "file:///q/"))
+
+    assert states(engine, opened.id) == {ItemState.CANCELLED: 3}
+
+
+def test_failed_photos_are_tried_again_and_the_job_goes_on(engine: Engine) -> None:
+    job_id, ids = finished_with_failures(engine)
+
+    assert control.retry(engine, job_id) == 2
+
+    progress = results.progress(engine, job_id)
+    assert (progress.state, progress.queued, progress.failed, progress.scored) == (JobState.ACTIVE, 2, 0, 2)
+    assert progress.finished_at is None
+    claim = claimed(engine)
+    assert [item.image_id for item in claim.items] == [ids[1], ids[3]]
+    leases.record(engine, claim, [good(ids[1]), bad(ids[3])], 60)
+    leases.hand_back(engine, claim)
+    progress = results.progress(engine, job_id)
+    assert (progress.state, progress.failed, progress.scored) == (JobState.FINISHED, 1, 3)
+    (failure,) = results.failures(engine, job_id)
+    assert failure.reason == Reason.CORRUPT
+
+
+def test_only_photos_that_failed_for_a_reason_are_tried_again(engine: Engine) -> None:
+    job_id, ids = finished_with_failures(engine)
+
+    assert control.retry(engine, job_id, [Reason.TIMEOUT]) == 0
+    assert results.progress(engine, job_id).state == JobState.FINISHED
+    assert control.retry(engine, job_id, [Reason.MISSING, Reason.TIMEOUT]) == 1
+
+    assert [item.image_id for item in claimed(engine).items] == [ids[3]]
+
+
+def test_failed_photos_of_a_chunk_in_work_are_tried_after_it(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    first = claim.items[0].image_id
+    leases.record(engine, claim, [bad(first)], 60)
+
+    assert control.retry(engine, job_id) == 1
+
+    leases.record(engine, claim, [good(item.image_id) for item in claim.items[1:]], 60)
+    leases.hand_back(engine, claim)
+    assert [item.image_id for item in claimed(engine).items] == [first]
+
+
+def test_a_large_number_of_failures_is_queued_page_by_page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, _ = finished_with_failures(engine)
+    monkeypatch.setattr(control, "FAILURES_AT_ONCE", 1)
+
+    assert control.retry(engine, job_id) == 2
+
+    assert results.progress(engine, job_id).queued == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [(control.pause, "pause"), (control.resume, "resume"), (control.cancel, "cancel")],
+)
+def test_a_finished_job_is_not_steered(engine: Engine, act: object, words: str) -> None:
+    job_id, _ = finished_with_failures(engine)
+
+    assert callable(act)
+    with pytest.raises(UsageError, match=f"job {job_id} is finished: there is nothing to {words}"):
+        act(engine, job_id)
+
+
+def test_a_cancelled_job_is_neither_resumed_nor_retried(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    control.cancel(engine, job_id)
+
+    with pytest.raises(UsageError, match="nothing to resume"):
+        control.resume(engine, job_id)
+    with pytest.raises(UsageError, match="submit its photos again"):
+        control.retry(engine, job_id)
+
+
+def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: Engine) -> None:
+    old, _ = finished_with_failures(engine)
+    with writing(engine) as connection:
+        connection.execute(update(Job).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
+    recent, _ = finished_with_failures(engine, replace(SPEC, key="again", rescore=True))
+    before = results.progress(engine, old), list(results.failures(engine, old))
+
+    assert control.prune(engine, timedelta(days=30)) == 2
+
+    assert (results.progress(engine, old), list(results.failures(engine, old))) == before
+    assert states(engine, old) == {ItemState.FAILED: 2}
+    assert states(engine, recent) == {ItemState.SCORED: 2, ItemState.FAILED: 2}
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 2
+    assert control.prune(engine, timedelta(days=30)) == 0
+    assert control.retry(engine, old) == 2, "and what is left of it can be tried again"
+
+
+def test_the_pace_is_that_of_the_job(engine: Engine) -> None:
+    job_id = listed(engine, photos(4))
+    claim = claimed(engine)
+    assert results.pace(engine, job_id) is None
+    leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    with writing(engine) as connection:
+        connection.execute(update(Score).values(scored_at=datetime.now(UTC) - timedelta(seconds=20)))
+
+    assert results.pace(engine, job_id) == pytest.approx(0.2, rel=0.2)
+    other = listed(engine, photos(4, "file:///q/"), replace(SPEC, key="b"))
+    assert results.pace(engine, other) is None
+
+
+def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+
+    (silence,) = results.silences(engine, job_id, longer_than_s=30)
+
+    assert (silence.owner, silence.chunks, silence.quiet_s) == (HERE, 1, None)
+    assert 0 < silence.left_s <= 60
+    leases.hand_back(engine, claim)
+    assert results.silences(engine, job_id, longer_than_s=30) == []
+
+
+def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it_is_resumed(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    control.pause(engine, job_id)
+    leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    leases.hand_back(engine, claim)
+
+    control.resume(engine, job_id)
+
+    assert results.progress(engine, job_id).state == JobState.FINISHED
+
+
+def test_the_name_of_a_cancelled_job_is_refused(engine: Engine) -> None:
+    spec = replace(SPEC, name="night")
+    control.cancel(engine, listed(engine, photos(3), spec))
+
+    with pytest.raises(UsageError, match="night was cancelled; choose another --name"):
+        jobs.open_job(engine, spec)

@@ -1,0 +1,571 @@
+"""The life of a chunk, on both databases."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select, update
+
+from migrations.upgrade import upgrade
+from models import db
+from models.claims import Claim, Failed, Findings, Known, Lane, Scored
+from models.db import reading, writing
+from models.dialects import now_s
+from models.ledger import conditions, jobs, leases, recording, scheduling, workers
+from models.queries import results
+from models.tables import Chunk, Image, Item, Job, Score, Worker
+from qsit.errors import LeaseLost
+from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
+from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
+
+HERE = workers.identity()
+DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
+
+
+def claimed(engine: Engine, owner: str = HERE) -> Claim:
+    """The first chunk of what waits, sent and claimed."""
+    (message,) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    claim = leases.claim(engine, message.chunk_id, LANE, owner, 60)
+    assert claim is not None
+    return claim
+
+
+def good(image_id: int, score: float = 0.5) -> Scored:
+    return Scored(image_id, score, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
+
+
+def expire(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(update(Chunk).values(until=now_s() - 1))
+
+
+def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    assert message.uris == [photo.uri for photo in photos(3)]
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+
+
+def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
+    listed(engine, photos(500))
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 2
+
+    for number in range(3):
+        worker = Worker(
+            owner=f"far:{number}:1.00", broker="", model="demo", revision="r1", device="cpu", dtype="float32",
+            state="ready",
+        )  # fmt: skip
+        workers.announce(engine, worker)
+
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 4
+
+
+def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
+    slow = listed(engine, photos(64), replace(SPEC, key="a"))
+    fair = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
+    urgent = listed(engine, photos(16, "file:///r/"), replace(SPEC, key="c", priority=5))
+
+    order = []
+    for _ in range(5):
+        claim = claimed(engine)
+        order.append(claim.job_id)
+
+    assert order == [urgent, slow, fair, slow, fair]
+
+
+def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
+    early = listed(engine, photos(64), replace(SPEC, key="a"))
+    late = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
+    with writing(engine) as connection:
+        connection.execute(update(Job).where(Job.id == early).values(served_at=now_s() + 3600))
+
+    assert [claimed(engine).job_id for _ in range(4)] == [late, early, late, early]
+
+
+def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
+    job_id = listed(engine, photos(3), replace(SPEC, private=True))
+
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    private = Lane("demo", "r1", HERE, job_id)
+    (message,) = scheduling.send(engine, private, ahead=2, lease_s=60)
+    assert leases.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
+    assert leases.claim(engine, message.chunk_id, private, HERE, 60) is not None
+
+
+def test_a_chunk_is_claimed_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+
+    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    assert len(claim.items) == 3
+
+
+def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
+    listed(engine, photos(3))
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    assert leases.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
+    assert leases.claim(engine, 12345, LANE, HERE, 60) is None
+
+
+def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    with writing(engine) as connection:
+        connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.CANCELLED))
+
+    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
+
+
+def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    claim = claimed(engine)
+    first, second, third = (item.image_id for item in claim.items)
+
+    leases.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
+    assert results.progress(engine, job_id).running == 1
+    leases.record(engine, claim, [good(third)], 60)
+    leases.hand_back(engine, claim)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.state) == (2, 1, JobState.FINISHED)
+    assert results.failures_by_reason(engine, job_id) == {Reason.CORRUPT: 1}
+    result = next(results.results(engine, results.Wanted()))
+    assert (result.score, result.logits, result.job) == (0.25, (0.0, 1.0, 2.0, 3.0, 4.0), job_id)
+    (failure,) = results.failures(engine, job_id)
+    assert (failure.uri, failure.reason, failure.message) == (photos(3)[1].uri, Reason.CORRUPT, "broken")
+
+
+def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine)
+    first = claim.items[0].image_id
+
+    leases.record(engine, claim, [good(first)], 60)
+    leases.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
+    with reading(engine) as connection:
+        assert connection.execute(select(Item.reason).where(Item.image_id == first)).scalar() is None
+
+
+def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.record(engine, claim, [good(claim.items[0].image_id)], 60)
+
+    leases.hand_back(engine, claim)
+
+    again = claimed(engine)
+    assert [item.uri for item in again.items] == [photo.uri for photo in photos(3)[1:]]
+    assert not any(item.suspect for item in again.items)
+
+
+def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+
+    leases.hand_back(engine, claim, delay_s=60)
+
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    expire(engine)
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
+    listed(engine, photos(3))
+    late = claimed(engine, owner="far:1:1.00")
+    leases.start(engine, late, [late.items[1].image_id])
+    expire(engine)
+
+    claim = leases.claim(engine, late.chunk_id, LANE, HERE, 60)
+
+    assert claim is not None
+    assert [item.suspect for item in claim.items] == [False, True, False]
+
+
+def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
+    job_id = listed(engine, photos(3))
+    late = claimed(engine)
+    image_id = late.items[0].image_id
+    expire(engine)
+    owner = claimed(engine)
+
+    with pytest.raises(LeaseLost):
+        leases.record(engine, late, [good(image_id)], 60)
+    with pytest.raises(LeaseLost):
+        leases.start(engine, late, [image_id])
+    with writing(engine) as connection:
+        assert not leases.extend(connection, late, 60)
+        assert leases.extend(connection, owner, 60)
+    leases.hand_back(engine, late)
+
+    assert results.progress(engine, job_id).running == 3
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 0
+
+
+def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    expire(engine)
+
+    with writing(engine) as connection:
+        assert leases.extend(connection, claim, 60)
+
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+
+
+def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    expire(engine)
+
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    with writing(engine) as connection:
+        connection.execute(update(Chunk).values(until=now_s() + 7200))
+
+    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+
+    with reading(engine) as connection:
+        assert connection.execute(select(Chunk.until - now_s())).scalar_one() <= 60
+    with writing(engine) as connection:
+        assert leases.extend(connection, claim, 60), "and takes none away"
+
+
+def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
+    listed(engine, photos(3))
+    leases.hand_back(engine, claimed(engine), delay_s=7200)
+
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
+    listed(engine, photos(3))
+    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    scheduling.unsend(engine, [message.chunk_id])
+
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claimed(engine, owner=DEAD)
+    listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
+    claimed(engine, owner="far:1:1.00")
+
+    assert scheduling.free_the_dead(engine) == 1
+
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+
+
+def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
+    listed(engine, photos(40))
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
+
+    assert scheduling.recover(engine) == 2
+
+    assert scheduling.lanes(engine) == [LANE]
+    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
+
+
+def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine, owner=DEAD)
+    leases.start(engine, claim, [claim.items[0].image_id])
+
+    scheduling.free_the_dead(engine)
+
+    assert [item.suspect for item in claimed(engine).items] == [True, False, False]
+
+
+def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine, owner=DEAD)
+    bad = claim.items[0].image_id
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    scheduling.free_the_dead(engine)
+
+    for losses in range(3):
+        assert results.progress(engine, job_id).failed == 0, losses
+        claim = claimed(engine, owner=DEAD)
+        assert bad in [item.image_id for item in claim.items]
+        leases.start(engine, claim, [bad], alone=True)
+        scheduling.free_the_dead(engine)
+
+    assert results.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
+    assert [item.image_id for item in claimed(engine).items] != [bad]
+
+
+def test_losses_beside_others_never_condemn(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+
+    for _ in range(6):
+        claim = claimed(engine, owner=DEAD)
+        leases.start(engine, claim, [item.image_id for item in claim.items])
+        scheduling.free_the_dead(engine)
+
+    assert results.progress(engine, job_id).failed == 0
+    assert score_all(engine) == 2
+    assert results.progress(engine, job_id).state is JobState.FINISHED
+
+
+def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
+    job_id = listed(engine, photos(1))
+    for _ in range(3):
+        claim = claimed(engine, owner=DEAD)
+        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+        scheduling.free_the_dead(engine)
+
+    jobs.finish_done_jobs(engine)
+
+    assert results.progress(engine, job_id).state is JobState.FINISHED
+
+
+def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    claim = claimed(engine, owner=DEAD)
+    leases.start(engine, claim, [item.image_id for item in claim.items])
+    scheduling.free_the_dead(engine)
+
+    for _ in range(3):
+        claim = claimed(engine, owner=DEAD)
+        for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
+            leases.start(engine, claim, [item.image_id], alone=True)
+        scheduling.free_the_dead(engine)
+
+    (failure,) = results.failures(engine, job_id)
+    assert (failure.uri, failure.reason) == (photos(2)[1].uri, Reason.CRASHED)
+    assert [item.uri for item in claimed(engine).items] == [photos(2)[0].uri]
+
+
+def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
+    first = listed(engine, photos(3), replace(SPEC, key="a"))
+    second = listed(engine, photos(4), replace(SPEC, key="b", priority=-1))
+    claim = claimed(engine)
+    assert claim.job_id == first
+    leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
+    leases.hand_back(engine, claim)
+
+    claim = claimed(engine)
+
+    assert (claim.job_id, len(claim.items)) == (second, 1)
+    assert results.progress(engine, second).scored == 3
+
+
+def test_rescoring_overwrites(engine: Engine) -> None:
+    listed(engine, photos(1))
+    score_all(engine)
+    second = listed(engine, photos(1), replace(SPEC, key="again", rescore=True))
+
+    claim = claimed(engine)
+    leases.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
+
+    (result,) = results.results(engine, results.Wanted())
+    assert (result.score, result.job) == (0.75, second)
+
+
+def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
+    listed(engine, photos(1))
+    score_all(engine)
+    expire(engine)
+
+    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+
+    with reading(engine) as connection:
+        assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE
+
+
+def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: Engine) -> None:
+    job_id = listed(engine, photos(2))
+    workers.announce(
+        engine,
+        Worker(owner=DEAD, broker="", model="demo", revision="r1", device="cpu", dtype="float32", state="stopped"),
+    )
+
+    for _ in range(4):
+        claim = claimed(engine, owner=DEAD)
+        assert not claim.items[1].suspect
+        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+        leases.start(engine, claim, [claim.items[1].image_id])
+        assert scheduling.free_the_dead(engine) == 1
+
+    assert results.progress(engine, job_id).failed == 0
+
+
+def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine: Engine) -> None:
+    job_id = listed(engine, photos(3, version=UNKNOWN_VERSION))
+    claim = claimed(engine)
+    first, second, third = claim.items
+    assert {item.version for item in claim.items} == {UNKNOWN_VERSION}
+
+    scored = replace(good(first.image_id), version="v1")
+    leases.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
+    assert recording.findings(engine, first.uri, "v1", claim) == Findings(scored.score)
+    assert recording.findings(engine, first.uri, "v2", claim) == Findings()
+    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
+    leases.record(engine, claim, [Known(second.image_id, "v2")], 60)
+    leases.hand_back(engine, claim)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.state, progress.scored, progress.failed) == (JobState.FINISHED, 2, 1)
+    [result] = results.results(engine, results.Wanted())
+    assert (result.uri, result.version, result.job) == (first.uri, "v1", job_id)
+    with reading(engine) as connection:
+        rows = connection.execute(select(Image.uri, Image.version).where(Image.current).order_by(Image.uri)).all()
+    assert rows == [(first.uri, "v1"), (second.uri, "v2")]
+
+
+def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Engine) -> None:
+    listed(engine, photos(1, version="v1"))
+    claim = claimed(engine)
+    leases.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
+    leases.hand_back(engine, claim)
+
+    listed(engine, photos(1, version=UNKNOWN_VERSION), replace(SPEC, key="again"))
+    claim = claimed(engine)
+    leases.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
+
+    assert [(one.version, one.score) for one in results.results(engine, results.Wanted())] == [("v2", 0.9)]
+    both = results.results(engine, results.Wanted(all_versions=True))
+    assert [one.version for one in both] == ["v1", "v2"]
+
+
+def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -> None:
+    job_id = listed(engine, photos(6))
+    claim = claimed(engine)
+    ids = [item.image_id for item in claim.items]
+
+    failed = [Failed(image_id, Reason.CORRUPT, f"broken {image_id}\0") for image_id in ids[:4]]
+    leases.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
+    leases.hand_back(engine, claim)
+
+    progress = results.progress(engine, job_id)
+    assert (progress.scored, progress.failed, progress.state) == (2, 4, JobState.FINISHED)
+    assert [failure.message for failure in results.failures(engine, job_id)] == [
+        f"broken {image_id}\\0" for image_id in ids[:4]
+    ]
+
+
+@contextmanager
+def noting(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that are executed meanwhile, with their parameters."""
+    noted: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, ___: object, many: bool) -> None:
+        noted.append((statement, parameters[0] if many else parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield noted
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def whole_turn(engine: Engine) -> int:
+    """A chunk's way through a worker, every second photo a failure; its number of items."""
+    claim = claimed(engine)
+    ids = [item.image_id for item in claim.items]
+    leases.start(engine, claim, ids)
+    failed = [Failed(image_id, Reason.CORRUPT, "broken") for image_id in ids[::2]]
+    leases.record(engine, claim, [*failed, *map(good, ids[1::2])], 60)
+    leases.hand_back(engine, claim)
+    return len(ids)
+
+
+def test_a_chunk_of_many_items_takes_the_same_statements_as_one_of_few(engine: Engine) -> None:
+    listed(engine, photos(4))
+    with noting(engine) as few:
+        assert whole_turn(engine) == 4
+    listed(engine, photos(500, "file:///q/"), replace(SPEC, key="q"))
+    with writing(engine) as connection:  # its later chunks are larger
+        connection.execute(update(Chunk).where(Chunk.size < 32).values(state=ChunkState.DONE))
+
+    with noting(engine) as many:
+        assert whole_turn(engine) >= 32
+
+    assert {statement for statement, _ in many} <= {statement for statement, _ in few}
+    assert len(many) <= len(few)  # the few were all of a job, which is finished with them
+
+
+def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    engine = db.connect(url)
+    listed(engine, photos(500))
+    with noting(engine) as noted:
+        whole_turn(engine)
+        scheduling.send(engine, LANE, ahead=2, lease_s=60)
+        scheduling.free_the_dead(engine)
+        scheduling.recover(engine)
+        jobs.finish_done_jobs(engine)
+
+    with reading(engine) as connection:
+        plans = {
+            statement: [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            for statement, parameters in noted
+            if not statement.startswith("BEGIN")
+        }
+    engine.dispose()
+
+    steps = [(statement, step) for statement, plan in plans.items() for step in plan]
+    assert steps
+    for statement, step in steps:
+        for table in ("chunks", "items", "images", "scores"):
+            assert not step.startswith(f"SCAN {table}") or "ix_chunks_until_held" in step, (step, statement)
+        if step.startswith("SEARCH items"):
+            assert "image_id=?" in step or "chunk_id=?" in step, (step, statement)
+
+
+def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None:
+    same = [listed(engine, photos(300), replace(SPEC, key=key)) for key in "abc"]
+
+    def work(number: int) -> int:
+        scored = 0
+        while any(results.progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
+            for message in scheduling.send(engine, LANE, ahead=6, lease_s=60):
+                claim = leases.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
+                if claim is None:
+                    continue
+                ids = [item.image_id for item in reversed(claim.items)]
+                for batch in (ids[::2], ids[1::2]):
+                    leases.start(engine, claim, batch)
+                    leases.record(engine, claim, [good(image_id) for image_id in batch], 60)
+                leases.hand_back(engine, claim)
+                scored += len(ids)
+        return scored
+
+    with ThreadPoolExecutor(4) as pool:
+        total = sum(pool.map(work, range(4)))
+
+    progress = [results.progress(engine, job_id) for job_id in same]
+    assert [(one.scored, one.failed, one.left) for one in progress] == [(300, 0, 0)] * 3
+    assert 300 <= total <= 900
+    with reading(engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 300
+
+
+def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(engine: Engine) -> None:
+    listed(engine, photos(3))
+    claim = claimed(engine)
+    leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+
+    with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
+        assert leases.lose(connection, claim.chunk_id, conditions.OVERDUE) == 0
+        assert leases.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
+
+    assert leases.record(engine, claim, [good(claim.items[0].image_id)], 60)

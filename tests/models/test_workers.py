@@ -1,0 +1,107 @@
+"""Workers as the ledger knows them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import Engine, update
+
+from models.db import writing
+from models.dialects import now_s
+from models.ledger import workers
+from models.tables import Worker
+from qsit.states import WorkerState
+
+
+def worker(owner: str, broker: str = "") -> Worker:
+    return Worker(
+        owner=owner, broker=broker, model="demo", revision="r1", device="cpu", dtype="float32", state="loading"
+    )
+
+
+def test_a_process_knows_itself_to_live() -> None:
+    assert not workers.is_dead(workers.identity())
+    assert workers.identity() == workers.identity()
+
+
+def test_an_ended_process_of_this_host_is_dead() -> None:
+    code = "from models.ledger import workers; print(workers.identity(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    owner = child.stdout.readline().strip()
+    assert not workers.is_dead(owner)
+
+    child.communicate("\n")
+
+    assert workers.is_dead(owner)
+
+
+def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
+    host = workers.identity().rsplit(":", 2)[0]
+
+    assert workers.is_dead(f"{host}:{os.getpid()}:12345.00")
+
+
+def test_nothing_is_known_of_another_host() -> None:
+    assert not workers.is_dead("elsewhere.example:1:12345.00")
+
+
+def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux has containers")
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a namespace")
+    code = "from models.ledger import workers; print(workers.identity())"
+
+    done = subprocess.run([*container, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    owner = done.stdout.strip()
+    assert owner.startswith(f"{socket.gethostname()}.")
+    assert owner.rsplit(":", 2)[0] != workers.identity().rsplit(":", 2)[0]
+    assert not workers.is_dead(owner)
+
+
+def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "readlink", refuse)
+
+    assert workers._host.__wrapped__() == socket.gethostname()
+
+
+def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
+    workers.announce(engine, worker("a:1:1.00"))
+    workers.announce(engine, worker("b:1:1.00", broker="b"))
+
+    workers.say(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
+
+    (one,) = workers.workers(engine, broker="")
+    assert (one.owner, one.state, one.notice) == ("a:1:1.00", WorkerState.READY, "odd \\udcff name\\0")
+    assert [found.owner for found in workers.workers(engine)] == ["a:1:1.00", "b:1:1.00"]
+
+
+def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
+    workers.announce(engine, worker("a:1:1.00"))
+    with writing(engine) as connection:
+        connection.execute(update(Worker).values(seen_at=now_s() - 100))
+    assert workers.workers(engine, seen_within_s=60) == []
+
+    with writing(engine) as connection:
+        workers.beat(connection, "a:1:1.00")
+
+    (one,) = workers.workers(engine, seen_within_s=60)
+    assert one.quiet_s == pytest.approx(0, abs=30)
+
+
+def test_those_long_gone_are_forgotten(engine: Engine) -> None:
+    workers.announce(engine, worker("a:1:1.00"))
+    with writing(engine) as connection:
+        connection.execute(update(Worker).values(seen_at=now_s() - workers.FORGOTTEN_S - 1))
+
+    workers.announce(engine, worker("b:1:1.00"))
+
+    assert [found.owner for found in workers.workers(engine, seen_within_s=1e9)] == ["b:1:1.00"]

@@ -1,0 +1,357 @@
+"""A fleet whose processes are killed at random moments while it scores photos, and what became of each photo."""
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image as Picture
+from sqlalchemy import Engine, func, select, text
+
+from models import db
+from models.tables import Chunk, Image, Item, Job, Score
+from producer.private_run import broker_program
+from qsit.states import ChunkState, ItemState, JobState, Reason
+from tests.support.null_worker import DEADLY, ENDLESS
+from tests.support.paths import ROOT
+from tests.support.programs import environment, family, kill, make_photos, run, until
+
+KINDS = ("parent", "child", "broker", "emptied broker", "tree")
+NULL_WORKER = (sys.executable, "-m", "tests.support.null_worker")
+SETTINGS = {
+    "QSIT_MODEL": "demo",
+    "QSIT_DEVICE": "cpu",
+    "QSIT_BATCH_TOKENS": "8192",
+    "QSIT_LEASE_S": "3",
+    "QSIT_DECODE_S": "1",  # short, for an endless photo that is killed three times while it runs alone is `crashed`
+    "NULL_BATCH_S": "0.02",
+}
+JOB = "chaos"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to whom; the same seed makes the same plan, though not the same run."""
+
+    items: int
+    kills: Sequence[str]  # of KINDS, in this order
+    workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What became of the photos: names of those lost, done twice or failed though good; what else is not as it should be.
+    """
+
+    items: int
+    kills: Counter[str]
+    lost: list[str]
+    twice: list[str]
+    falsely_failed: list[str]
+    wrong: list[str]
+    seconds: float
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{number} {kind}" for kind, number in sorted(self.kills.items()))
+        return (
+            f"{self.items} items, {self.kills.total()} kills ({kills}): {len(self.lost)} lost, "
+            f"{len(self.twice)} twice, {len(self.falsely_failed)} falsely failed, "
+            f"{len(self.wrong)} wrong, {self.seconds:.0f} s"
+        )
+
+
+def kills_of_every_kind(count: int, seed: int = 0) -> list[str]:
+    """So many kills, each kind as often, in a random order."""
+    kills = [KINDS[index % len(KINDS)] for index in range(count)]
+    random.Random(seed).shuffle(kills)
+    return kills
+
+
+def plant(folder: Path, count: int, seed: int) -> dict[str, Reason]:
+    """Make photos and plant bad ones among them: one in a hundred broken, and of each 3,000 a deadly and an endless."""
+    make_photos(folder, count)
+    each = -(-count // 3000)
+    reasons = [Reason.CORRUPT] * (count // 100) + [Reason.CRASHED] * each + [Reason.TIMEOUT] * each
+    chosen = random.Random(seed).sample(range(count), len(reasons))
+    planted = {f"{index:05d}.png": reason for index, reason in zip(chosen, reasons, strict=True)}
+    for name, reason in planted.items():
+        path = folder / name
+        if reason is Reason.CORRUPT:
+            path.write_bytes(path.read_bytes()[:-200])
+        else:
+            Picture.new("RGB", (32, 24), DEADLY if reason is Reason.CRASHED else ENDLESS).save(path)
+    return planted
+
+
+class Service:
+    """A program that is started again whenever it ends, as systemd would."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], log: Path) -> None:
+        self._command, self._variables, self._log = command, variables, log
+        self._stopping = False
+        self.process = self._start()
+        self._watch = threading.Thread(target=self._restart, daemon=True)
+        self._watch.start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as output:
+            return subprocess.Popen(
+                self._command, env=self._variables, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
+            )
+
+    def _restart(self) -> None:
+        while not self._stopping:
+            if self.process.poll() is not None:
+                time.sleep(0.2)
+                self.process = self._start()
+            time.sleep(0.02)
+
+    def leave(self) -> None:
+        """Start it no more."""
+        self._stopping = True
+        self._watch.join()
+
+    def stop(self) -> int:
+        """Its exit status after SIGTERM."""
+        self.leave()
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@dataclass
+class Fleet:
+    """A broker and the workers that it feeds."""
+
+    database_url: str
+    broker: Service
+    workers: list[Service]
+    broker_folder: Path
+
+    def kill(self, kind: str, chance: random.Random) -> None:
+        """SIGKILL, as soon as there is somebody to get it."""
+        until(lambda: self._kill(kind, chance), timeout_s=60)
+
+    def _kill(self, kind: str, chance: random.Random) -> bool:
+        with contextlib.suppress(psutil.Error):
+            if "broker" in kind:
+                return self._kill_broker(empty=kind == "emptied broker")
+            parent = psutil.Process(chance.choice(self.workers).process.pid)
+            if not _lives(parent):
+                return False
+            if kind == "parent":
+                parent.kill()
+                return True
+            if kind == "child":
+                children = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+                living = [child for child in children if _lives(child)]
+                kill(living[:1])
+                return bool(living)
+            kill([*parent.children(recursive=True), parent])
+            return True
+        return False
+
+    def _kill_broker(self, *, empty: bool) -> bool:
+        broker = psutil.Process(self.broker.process.pid)
+        if not _lives(broker):
+            return False
+        if empty:
+            shutil.rmtree(self.broker_folder / "appendonlydir", ignore_errors=True)
+        broker.kill()
+        return True
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.status() != psutil.STATUS_ZOMBIE
+
+
+@contextlib.contextmanager
+def fleet(
+    database_url: str,
+    roots: Path,
+    workers: int,
+    logs: Path,
+    program: Sequence[str] = NULL_WORKER,
+    **settings: str,
+) -> Iterator[Fleet]:
+    """A fleet that is started again whenever it dies; at the end nothing of it is left, whatever happened."""
+    folder = Path(environment(database_url, {})["TMPDIR"]) / "broker"
+    folder.mkdir(exist_ok=True)
+    variables = environment(database_url, broker_of(folder) | SETTINGS | {"QSIT_ROOTS": str(roots)} | settings)
+    command = [
+        broker_program(), "--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder),
+        "--save", "", "--appendonly", "yes",
+    ]  # fmt: skip
+    services = [Service(command, variables, logs / "broker.log")]
+    try:
+        until((folder / "s").exists)
+        services += [Service(program, variables, logs / f"worker{number}.log") for number in range(workers)]
+        yield Fleet(database_url, services[0], services[1:], folder)
+    finally:
+        for service in services:
+            service.leave()
+        kill(family(database_url))
+        for service in services:
+            service.process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def broker_of(folder: Path) -> dict[str, str]:
+    return {"QSIT_BROKER_URL": f"redis+socket://{folder / 's'}?virtual_host=0"}
+
+
+def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
+    """
+    Score photos with a fleet, kill as planned, wait until the job finishes by itself, and count.
+
+    The kills are spread at random over the job: each comes within a second after so many photos are done.
+    """
+    photos = scratch / "photos"
+    planted = plant(photos, plan.items, plan.seed)
+    run("db", "upgrade", database_url=database_url)
+    engine = db.connect(database_url)
+    watch_for_twice(engine)
+    chance = random.Random(plan.seed)
+    moments = sorted(chance.uniform(0, 0.97) * plan.items for _ in plan.kills)
+    done: Counter[str] = Counter()
+    wrong: list[str] = []
+    with fleet(database_url, photos, plan.workers, scratch) as running:
+        began = time.monotonic()
+        variables = SETTINGS | broker_of(running.broker_folder)
+        run("submit", str(photos), "--name", JOB, database_url=database_url, **variables)
+        for kind, moment in zip(plan.kills, moments, strict=True):
+            until(lambda moment=moment: settled(engine) >= moment, timeout_s=180)
+            time.sleep(chance.uniform(0, 1))
+            running.kill(kind, chance)
+            done[kind] += 1
+        until(lambda: state_of(engine) == JobState.FINISHED, timeout_s=300)
+        seconds = time.monotonic() - began
+        for worker in running.workers:
+            status = worker.stop()
+            if status not in (0, -signal.SIGTERM):  # the latter while it starts
+                wrong.append(f"a worker ended with {status}")
+        running.broker.stop()
+        with contextlib.suppress(AssertionError):
+            until(lambda: family(database_url) == [], timeout_s=30)
+        wrong += [f"left behind: {process}" for process in family(database_url)]
+    wrong += _disagreements(engine, database_url, plan.items)
+    for log in scratch.glob("worker*.log"):
+        wrong += [line for line in log.read_text().splitlines() if "this should not happen" in line]
+    lost, falsely_failed, mistaken = _fates(engine, photos, planted)
+    report = Report(plan.items, done, lost, twice(engine), falsely_failed, wrong + mistaken, seconds)
+    engine.dispose()
+    return report
+
+
+def settled(engine: Engine) -> int:
+    """How many items are scored or failed."""
+    with db.reading(engine) as connection:
+        return int(connection.execute(select(func.sum(Chunk.scored + Chunk.failed))).scalar() or 0)
+
+
+def state_of(engine: Engine) -> str:
+    with db.reading(engine) as connection:
+        return connection.execute(select(Job.state).where(Job.name == JOB)).scalar_one()
+
+
+def watch_for_twice(engine: Engine) -> None:
+    """Have the database itself note each score or answer that is written over, and each item that is settled again."""
+    tables = {
+        "scores": ("UPDATE", "true"),
+        "answers": ("UPDATE", "true"),
+        "items": ("UPDATE OF state", "OLD.state <> 'queued'"),
+    }
+    with db.writing(engine) as connection:
+        connection.execute(text("CREATE TABLE twice (what TEXT, image_id BIGINT)"))
+        for table, (event, condition) in tables.items():
+            note = f"INSERT INTO twice VALUES ('{table}', NEW.image_id)"
+            if engine.dialect.name == "sqlite":
+                when = f"AFTER {event} ON {table} WHEN {condition}"
+                connection.execute(text(f"CREATE TRIGGER twice_{table} {when} BEGIN {note}; END"))
+                continue
+            function = f"BEGIN {note}; RETURN NEW; END"
+            connection.execute(
+                text(f"CREATE FUNCTION note_{table}() RETURNS trigger LANGUAGE plpgsql AS $${function}$$")
+            )
+            when = f"AFTER {event} ON {table} FOR EACH ROW WHEN ({condition})"
+            connection.execute(text(f"CREATE TRIGGER twice_{table} {when} EXECUTE FUNCTION note_{table}()"))
+
+
+def twice(engine: Engine) -> list[str]:
+    """What was noted of that."""
+    with db.reading(engine) as connection:
+        return [f"{row.what} of image {row.image_id}" for row in connection.execute(text("SELECT * FROM twice"))]
+
+
+def _fates(engine: Engine, photos: Path, planted: dict[str, Reason]) -> tuple[list[str], list[str], list[str]]:
+    """The names of photos that are lost, falsely failed, or have another score or reason than they should."""
+    query = (
+        select(Image.uri, Item.state, Item.reason, Score.excellent)
+        .join(Item, Item.image_id == Image.id)
+        .outerjoin(Score, Score.image_id == Image.id)
+    )
+    with db.reading(engine) as connection:
+        found = connection.execute(query).all()
+    rows = {Path(row.uri).name: row for row in found}
+    lost, falsely_failed, wrong = [], [], [] if len(found) == len(rows) else ["photos with several rows"]
+    for path in sorted(photos.iterdir()):
+        row = rows.get(path.name)
+        reason = planted.get(path.name)
+        if row is None or row.state not in (ItemState.SCORED, ItemState.FAILED):
+            lost.append(path.name)
+        elif reason is not None:
+            if (row.state, row.reason, row.excellent) != (ItemState.FAILED, reason, None):
+                wrong.append(f"{path.name} is {row.state} {row.reason}, not {reason}")
+        elif row.state == ItemState.FAILED:
+            falsely_failed.append(f"{path.name} {row.reason}")
+        elif row.excellent is None:
+            lost.append(path.name)
+        elif abs(row.excellent - _logit_of(path)) > 1e-5:
+            wrong.append(f"{path.name} has the score of another photo")
+    return lost, falsely_failed, wrong
+
+
+def _logit_of(path: Path) -> float:
+    with Picture.open(path) as picture:
+        return float(np.asarray(picture).mean()) / 64
+
+
+def _disagreements(engine: Engine, database_url: str, items: int) -> Iterator[str]:
+    """Where counters, rows and `qsit status` do not say the same."""
+    with db.reading(engine) as connection:
+        chunks = connection.execute(
+            select(Chunk.id, Chunk.state, Chunk.size, Chunk.scored, Chunk.failed).order_by(Chunk.id)
+        ).all()
+        by_chunk = {
+            (row.chunk_id, row.state): row.number
+            for row in connection.execute(
+                select(Item.chunk_id, Item.state, func.count().label("number")).group_by(Item.chunk_id, Item.state)
+            )
+        }
+        failed_items = select(Item.reason, func.count()).where(Item.state == ItemState.FAILED).group_by(Item.reason)
+        reasons = {row[0]: row[1] for row in connection.execute(failed_items)}
+        scores = connection.execute(select(func.count()).select_from(Score)).scalar_one()
+    scored = failed = 0
+    for chunk in chunks:
+        counted = by_chunk.get((chunk.id, ItemState.SCORED), 0), by_chunk.get((chunk.id, ItemState.FAILED), 0)
+        scored, failed = scored + counted[0], failed + counted[1]
+        if (chunk.scored, chunk.failed) != counted or chunk.state != ChunkState.DONE or sum(counted) != chunk.size:
+            yield f"chunk {chunk} has {counted} scored and failed items"
+    if (scored + failed, scores) != (items, scored):
+        yield f"{scored} scored and {failed} failed of {items} items, {scores} scores"
+    status = json.loads(run("status", JOB, "--format", "json", database_url=database_url).stdout)
+    told = [status[key] for key in ("state", "listed", "queued", "running", "scored", "failed", "failed_by_reason")]
+    if told != ["finished", items, 0, 0, scored, failed, reasons]:
+        yield f"status says {told}, the tables {[scored, failed, reasons]}"

@@ -1,0 +1,101 @@
+"""What is read with and without pillow-heif, and what the content of a file says it is."""
+
+import json
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from qsit.errors import ImageError
+from qsit.states import Reason
+from tests.support.paths import ROOT
+from tests.support.samples import every_sample
+from worker.imaging.formats import kind_of
+
+CHILD = """
+import json, sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("pillow_heif", "_pillow_heif"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+if sys.argv[2] == "absent":
+    sys.meta_path.insert(0, Missing())
+from qsit.errors import ImageError
+from worker.imaging.decode import decode
+
+outcomes = {}
+for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: ("HEIF" in path.name, path.name)):
+    try:
+        outcome = "pixels" if decode(path.read_bytes(), max_pixels=10_000).mode == "RGB" else "?"
+    except ImageError as error:
+        outcome = f"{error.reason}: {error}"
+    outcomes[path.name] = [outcome, "pillow_heif" in sys.modules]
+print(json.dumps(outcomes))
+"""
+NO_HEIF = "unsupported: HEIC/HEIF is read with pillow-heif, which this worker lacks: pip install 'qsit[heif]'"
+NAMES = sorted(every_sample())
+
+
+@pytest.fixture(scope="module", params=["present", "absent"])
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Of every sample, in a process where `import pillow_heif` works or fails."""
+    folder = tmp_path_factory.mktemp("samples")
+    for name, data in every_sample().items():
+        (folder / name).write_bytes(data)
+    command = [sys.executable, "-c", CHILD, str(folder), request.param]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+    return request.param, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_with_and_without_the_extra(name: str, outcomes: tuple[str, dict[str, Any]]) -> None:
+    extra, ends = outcomes
+    outcome, imported = ends[name]
+
+    assert outcome == (NO_HEIF if extra == "absent" and name.startswith("HEIF") else "pixels")
+    assert imported is (extra == "present" and name.startswith("HEIF")), "imported when the first HEIC is met"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_content_says_what_a_file_is(name: str) -> None:
+    said = name.split()[0].rstrip(",")
+
+    assert kind_of(every_sample()[name]) == {"MPO": "JPEG"}.get(said, said)
+
+
+@pytest.mark.parametrize(
+    ("major", "compatible", "kind"),
+    [
+        ("heic", "mif1heic", "HEIF"),  # iPhones, Samsung
+        ("heix", "mif1heix", "HEIF"),  # Canon's and Sony's HIF
+        ("mif1", "mif1heic", "HEIF"),  # Nokia's and older Android's encoders
+        ("msf1", "msf1hevc", "HEIF"),
+        ("hevc", "msf1hevcmp42", "HEIF"),
+        ("mif1", "", "HEIF"),  # whatever is in it, pillow-heif says
+        ("avif", "avifmif1miaf", "AVIF"),
+        ("avis", "avismsf1miaf", "AVIF"),
+        ("mif1", "mif1avifmiaf", "AVIF"),
+        ("heic", "mif1heicavif", "HEIF"),
+        ("avif", "mif1heicavif", "AVIF"),
+    ],
+)
+def test_brands_tell_avif_from_heic(major: str, compatible: str, kind: str) -> None:
+    assert kind_of(file_type(major, compatible)) == kind
+
+
+@pytest.mark.parametrize(("major", "words"), [("crx ", "Canon raw"), ("isom", "film"), ("qt  ", "film")])
+def test_other_brands_are_not_read(major: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as error:
+        kind_of(file_type(major, "isom"))
+    assert error.value.reason is Reason.UNSUPPORTED
+
+
+def file_type(major: str, compatible: str) -> bytes:
+    box = b"ftyp" + major.encode() + bytes(4) + compatible.encode()
+    return struct.pack(">I", 4 + len(box)) + box + b"\0\0\0\x08meta"
