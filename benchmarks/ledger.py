@@ -23,8 +23,8 @@ from benchmarks.scale import LANE, databases, options, percentiles, scratch, sub
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Claim, Failed, Scored
-from models.ledger import ingest, jobs, leases, scheduling, workers
-from models.queries import results
+from models.ledger import ingest, jobs, leases, rescue, scheduling, workers
+from models.queries.progress import job_progress
 from models.tables import Worker
 from qsit.states import Reason, WorkerState
 
@@ -155,9 +155,9 @@ def asked_by_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> N
     asked: dict[str, Callable[[], object]] = {
         "heartbeat": beat,
         "finish_done_jobs": lambda: jobs.finish_done_jobs(engine),
-        "free_the_dead": lambda: scheduling.free_the_dead(engine),
+        "free_the_dead": lambda: rescue.requeue_of_dead(engine),
         "lanes": lambda: scheduling.lanes(engine),
-        "progress": lambda: results.progress(engine, JOB),
+        "progress": lambda: job_progress(engine, JOB),
     }
     for name, ask in asked.items():
         for _ in range(count):

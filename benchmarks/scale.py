@@ -36,10 +36,12 @@ from benchmarks.library import BIG_JOB, GOOD_MONTH, MODEL, SECOND_JOB, SECOND_MO
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Lane
-from models.ledger import jobs, leases, scheduling, workers
+from models.ledger import jobs, leases, listing, scheduling, workers
 from models.ledger.jobs import JobSpec
 from models.queries import results
-from models.queries.results import Wanted
+from models.queries.failures import count_failures, list_failures
+from models.queries.progress import job_progress
+from models.queries.results import Wanted, find_results
 from producer.private_run import broker_program
 from producer.submit import BATCH
 from worker import dispatch
@@ -68,15 +70,15 @@ def submit(url: str, count: int, name: str) -> dict[str, float]:
     """List the keys into a job, as producer.submit does; in a process of its own, whose memory it tells."""
     engine = db.connect(url)
     job = jobs.open_job(engine, JobSpec(name, name, LANE.model, LANE.revision, "rating-1/upright-1"))
-    jobs.begin_listing(engine, job.id)
+    listing.begin_listing(engine, job.id)
     found = keys(count)
     seconds = 0.0
     while batch := list(islice(found, BATCH)):
         start = time.perf_counter()  # making up keys is not counted
-        jobs.add_images(engine, job.id, batch)
+        listing.add_images(engine, job.id, batch)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
-    jobs.end_listing(engine, job.id)
+    listing.end_listing(engine, job.id)
     seconds += time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"images_per_s": count / seconds, "peak_mb": peak}
@@ -155,7 +157,7 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
     """What people ask, each time about something else."""
 
     def wanted(**about: Any) -> list[results.Result]:
-        return list(results.results(engine, Wanted(**{"limit": 50, **about})))
+        return list(find_results(engine, Wanted(**{"limit": 50, **about})))
 
     def night() -> int:
         return chosen.randrange(BIG_JOB + 1, SECOND_JOB)
@@ -208,9 +210,9 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
         "the worst 50 of the second model": lambda: wanted(model=SECOND_MODEL),
         "the newest 50 of the second model": lambda: wanted(model=SECOND_MODEL, sort="-scored_at"),
         "the worst 50 of the second model under a month": lambda: wanted(model=SECOND_MODEL, under=month()),
-        "the first 1,000 failures of the big job": lambda: list(islice(results.failures(engine, BIG_JOB), 1000)),
+        "the first 1,000 failures of the big job": lambda: list(islice(list_failures(engine, BIG_JOB), 1000)),
         "status of the big job": lambda: (
-            results.progress(engine, BIG_JOB), results.failures_by_reason(engine, BIG_JOB), workers.workers(engine)
+            job_progress(engine, BIG_JOB), count_failures(engine, BIG_JOB), workers.workers(engine)
         ),
         "send a chunk and claim it": lambda: send_and_claim(engine),
     }  # fmt: skip

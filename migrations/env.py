@@ -2,10 +2,11 @@
 
 from alembic import context
 
-from models.db import connect, default_url, in_turn, writing
+from models.db import connect, in_turn, writing
 from models.tables import Base
+from qsit.settings import default_database_url
 
-url = context.config.attributes.get("url") or default_url()
+url = context.config.attributes.get("url") or default_database_url()
 engine = connect(url, create=True)
 
 with writing(engine) as connection:

@@ -1,6 +1,5 @@
 """From a URL to an engine and its transactions."""
 
-import os
 import select as select_module
 import sqlite3
 import time
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from sqlalchemy import (
     Connection,
     Engine,
@@ -44,12 +42,6 @@ PATIENCE = {
     # a server that is gone without a word is noticed within half a minute
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
 }  # fmt: skip
-
-
-def default_url() -> str:
-    """`QSIT_DATABASE_URL`, or SQLite in the user's data folder."""
-    path = platformdirs.user_data_path("qsit") / "qsit.db"
-    return os.environ.get("QSIT_DATABASE_URL") or f"sqlite:///{path}"
 
 
 def parse_url(url: str) -> URL:

@@ -1,6 +1,6 @@
 """The exit statuses of qsit."""
 
-from models.queries.results import Progress
+from models.queries.progress import Progress
 from qsit.states import JobState
 
 OK, COULD_NOT_RUN, WRONG_USAGE, HAS_FAILURES = 0, 1, 2, 3

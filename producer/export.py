@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
-from models.queries.results import Failure, Given, Result
+from models.queries.failures import Failure
+from models.queries.results import Given, Result
 from producer.formatting import in_one_line, place, rating, row, scaled, utc
 from qsit.checkpoints import DEMO
 from qsit.rating import WORDS, score_of

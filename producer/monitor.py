@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from sqlalchemy import Engine
 
 from models.ledger import jobs
-from models.queries import results
-from models.queries.results import Progress as JobProgress
+from models.queries.progress import Progress as JobProgress
+from models.queries.progress import job_progress
 from models.retry import insist
 from producer import status
 from producer.formatting import duration, per_second
@@ -76,7 +76,7 @@ class Watch:
             time.sleep(POLL_S)
 
     def _look(self, show: Show, check: Show) -> JobProgress:
-        progress = results.progress(self._engine, self._job_id)
+        progress = job_progress(self._engine, self._job_id)
         show(progress)
         if progress.state in (JobState.FINISHED, JobState.CANCELLED):
             return progress

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from celery.platforms import set_pdeathsig
 
-from models.ledger.workers import identity
 from qsit.errors import QsitError
+from qsit.process_id import identity
 from qsit.settings import Settings
 from worker import COMMAND, SAFE_PATH, TRY_AGAIN
 

@@ -11,15 +11,17 @@ from sqlalchemy import Engine
 
 from models import db
 from models.claims import Lane
-from models.ledger import scheduling, workers
-from models.queries import results
-from models.queries.results import Progress, Wanted
-from producer import formatting
+from models.ledger import rescue
+from models.queries.failures import count_failures
+from models.queries.progress import Progress, count_answers, job_progress
+from models.queries.results import Wanted, find_results
+from producer import summary
 from producer.exit_codes import exit_status
 from producer.interrupts import Interrupted
 from producer.monitor import LISTER_CHECK_S, Teller, Watch, display
 from producer.private_run import LocalRun, local_run
 from producer.submit import Lister, Request, opened
+from qsit import process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from qsit.settings import Settings
 from worker import dispatch
@@ -41,10 +43,10 @@ def score(chosen: Settings, request: Request, console: Console, scale: str) -> i
     engine = _own_database(chosen)
     if not private:
         dispatch.check_broker(app)
-    scheduling.free_the_dead(engine)
+    rescue.requeue_of_dead(engine)
     teller = Teller(console)
     with opened(engine, request, teller.away, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
-        scored_before = results.progress(engine, lister.job.id).scored
+        scored_before = job_progress(engine, lister.job.id).scored
         try:
             progress = _work(engine, chosen, lister, console, teller, private=private)
         except Interrupted:
@@ -75,7 +77,7 @@ def _work(
 ) -> Progress:
     """List, and wait until the job is done; the private worker starts with the first photo to score."""
     job = lister.job
-    lane = Lane(job.model, job.revision, workers.identity(), job.id) if private else Lane(job.model, job.revision)
+    lane = Lane(job.model, job.revision, process_id.identity(), job.id) if private else Lane(job.model, job.revision)
     run: LocalRun | None = None
     looked = time.monotonic()
     top_up_fleet = dispatch.topping_up(engine, app, lane, chosen.lease_s, partial(_say, console))
@@ -94,10 +96,10 @@ def _work(
     def heal(progress: Progress) -> None:
         if run is not None and (news := run.check(progress.scored + progress.failed)) is not None:
             _say(console, news)
-            scheduling.free_the_dead(engine)
+            rescue.requeue_of_dead(engine)
 
     def after_batch(queued: int) -> None:
-        progress = results.progress(engine, job.id)
+        progress = job_progress(engine, job.id)
         show(progress)
         heal(progress)
         if queued:
@@ -114,9 +116,9 @@ def _work(
         show = stack.enter_context(display(console))
         try:
             listed = lister.list(after_batch)
-            for line in formatting.listing_notes(job, lister.listing, listed=listed):
+            for line in summary.listing_notes(job, lister.listing, listed=listed):
                 _say(console, line)
-            progress = results.progress(engine, job.id)
+            progress = job_progress(engine, job.id)
             if progress.queued + progress.running or not progress.is_listed:
                 work_begins()
             return Watch(engine, job.id, teller, lane.broker).until_done(show, check)
@@ -133,7 +135,7 @@ def _say(console: Console, line: str) -> None:
 def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
     done = ""
     with suppress(DatabaseUnavailable):
-        done = f"{formatting.counts(results.progress(engine, lister.job.id))}; "
+        done = f"{summary.counts(job_progress(engine, lister.job.id))}; "
     _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
 
 
@@ -141,15 +143,15 @@ def _summary(
     engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float, scale: str
 ) -> Iterator[str]:
     of_job = Wanted(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
-    best = list(results.results(engine, replace(of_job, sort="-score")))
-    worst = list(results.results(engine, replace(of_job, sort="score")))
+    best = list(find_results(engine, replace(of_job, sort="-score")))
+    worst = list(find_results(engine, replace(of_job, sort="score")))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
-    reasons = results.failures_by_reason(engine, progress.job)
-    answers = results.answers_given(engine, progress.job) if progress.asks else 0
+    reasons = count_failures(engine, progress.job)
+    answers = count_answers(engine, progress.job) if progress.asks else 0
     database = db.shown(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
-    return formatting.summary(
+    return summary.summary(
         progress, scored_now, seconds, worst, best, reasons, database, command, scale=scale, answers=answers
     )

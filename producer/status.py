@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 
 from models.ledger import workers
 from models.ledger.workers import WorkerInfo
-from models.queries import results
-from models.queries.results import Progress, Silence
+from models.queries.failures import count_failures
+from models.queries.progress import Progress, Silence, job_progress, measure_pace, silent_workers
 from producer.formatting import count, duration, per_second, utc
 from qsit.states import JobState, Reason, WorkerState
 
@@ -47,17 +47,17 @@ class Status:
 
 def gather(engine: Engine, job_id: int) -> Status:
     """How a job stands now."""
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     return Status(
         progress=progress,
-        reasons=results.failures_by_reason(engine, job_id),
-        pace=results.pace(engine, job_id) if progress.left else None,
+        reasons=count_failures(engine, job_id),
+        pace=measure_pace(engine, job_id) if progress.left else None,
         workers=[
             worker
             for worker in workers.workers(engine, seen_within_s=LIVE_S)
             if worker.state is not WorkerState.STOPPED or worker.notice
         ],
-        silences=results.silences(engine, job_id, LIVE_S),
+        silences=silent_workers(engine, job_id, LIVE_S),
     )
 
 

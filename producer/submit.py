@@ -10,7 +10,7 @@ from itertools import islice
 
 from sqlalchemy import Engine
 
-from models.ledger import jobs
+from models.ledger import jobs, listing
 from models.ledger.jobs import JobSpec, OpenedJob
 from models.retry import Away, insist
 from producer.file_lists import ListFile, opened_list
@@ -20,7 +20,8 @@ from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import Question
 from qsit.rating import AS_STORED, UPRIGHT
 from qsit.sources.filters import Found
-from qsit.sources.source import Listing, common_roots, full_name, roots_of
+from qsit.sources.source import Listing
+from qsit.sources.uris import common_roots, full_name, roots_of
 
 BATCH = 4000
 """Images written to the ledger in one transaction."""
@@ -123,26 +124,26 @@ class Lister:
         Raises:
             SourceError: when there is nothing to score, or a source is gone. The listing can be taken up again.
         """
-        if self.job.is_listed or not jobs.begin_listing(self._engine, self.job.id):
+        if self.job.is_listed or not listing.begin_listing(self._engine, self.job.id):
             return False
         listed = 0
         try:
             found = self._found()
             while batch := list(islice(found, BATCH)):
-                added = insist(partial(jobs.add_images, self._engine, self.job.id, batch), self._away)
+                added = insist(partial(listing.add_images, self._engine, self.job.id, batch), self._away)
                 listed += len(batch)
                 if added.too_long:
-                    words = f"{count(added.too_long, 'photo')}: the URI is longer than {jobs.MAX_URI_BYTES:,} bytes"
+                    words = f"{count(added.too_long, 'photo')}: the URI is longer than {listing.MAX_URI_BYTES:,} bytes"
                     self.listing.unreadable.append(words)
                 insist(partial(after_batch, added.queued), self._away)
             if not listed:
                 raise SourceError(f"no photos found in {_shortened(self._request)}{self._hint()}")
         except BaseException:
             with suppress(DatabaseUnavailable):  # then it is given up by ending
-                jobs.drop_empty(self._engine, self.job.id)
-                jobs.give_up_listing(self._engine, self.job.id)
+                listing.drop_empty(self._engine, self.job.id)
+                listing.give_up_listing(self._engine, self.job.id)
             raise
-        insist(lambda: jobs.end_listing(self._engine, self.job.id), self._away)
+        insist(lambda: listing.end_listing(self._engine, self.job.id), self._away)
         return True
 
     def _found(self) -> Iterator[Found]:

@@ -6,15 +6,21 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import platformdirs
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.db import default_url
 from qsit.checkpoints import DEFAULT
 from qsit.errors import SourceError, UsageError
-from qsit.sources import source
+from qsit.sources import uris
 
 BROKERS = ("redis", "rediss", "sentinel", "redis+socket")
+
+
+def default_database_url() -> str:
+    """`QSIT_DATABASE_URL`, or SQLite in the user's data folder."""
+    path = platformdirs.user_data_path("qsit") / "qsit.db"
+    return os.environ.get("QSIT_DATABASE_URL") or f"sqlite:///{path}"
 
 
 class Settings(BaseSettings):
@@ -22,7 +28,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QSIT_", frozen=True, env_ignore_empty=True)
 
-    database_url: str = Field(default_factory=default_url)
+    database_url: str = Field(default_factory=default_database_url)
     broker_url: str | None = None
     model: str = DEFAULT
     revision: str | None = None
@@ -88,7 +94,7 @@ def _full_root(root: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"there is no such user as in {expanded}")
     try:
-        return source.full_name(expanded)
+        return uris.full_name(expanded)
     except SourceError as error:
         raise ValueError(str(error)) from error
 

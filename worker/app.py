@@ -6,15 +6,15 @@ import os
 import signal
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from qsit.errors import BrokerUnavailable, DatabaseUnavailable, UsageError
+from qsit.errors import BrokerUnavailable, DatabaseUnavailable
 from worker import TRY_AGAIN
+from worker.devices import find_devices
 
 log = logging.getLogger("qsit")
 
@@ -166,34 +166,3 @@ def _end_process(**_: Any) -> None:
     from worker import process
 
     process.here().end()
-
-
-def find_devices(wanted: str) -> list[str]:
-    """
-    The devices to use, one process each: those named, or every GPU, or the CPU.
-
-    Raises:
-        UsageError: when a GPU is named that is not there.
-    """
-    if wanted == "cpu":
-        return ["cpu"]
-    found = [f"cuda:{index}" for index in range(_gpus())]
-    if wanted == "auto":
-        return found or ["cpu"]
-    if wanted == "cuda" and found:
-        return found[:1]
-    named = wanted.split(",")
-    if not found or not set(named) <= set(found):
-        raise UsageError(f"--device {wanted}: found {', '.join(found) or 'no GPU'}; use --device auto or cpu")
-    return named
-
-
-def _gpus() -> int:
-    try:
-        if version("torch").endswith("+cpu"):  # which spares the parent importing it
-            return 0
-    except PackageNotFoundError as error:
-        raise UsageError("a worker needs torch: pip install 'qsit[worker]'") from error
-    import torch
-
-    return torch.cuda.device_count()

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from sqlalchemy import Engine
 
 from models.claims import Lane
-from models.ledger import scheduling
+from models.ledger import rescue, scheduling
 from qsit.errors import BrokerUnavailable
 
 AHEAD = 2
@@ -46,7 +46,7 @@ def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
             redis.ltrim(name, 0, -1)  # changes nothing, but whoever takes no changes, as a replica, says so now
             is_empty = redis.llen(name) == 0
         if is_empty:
-            scheduling.take_back_lost(engine, lane, lease_s=lease_s)
+            rescue.requeue_lost(engine, lane, lease_s=lease_s)
         messages = scheduling.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
         for index, message in enumerate(messages):
             try:

@@ -17,11 +17,11 @@ from sqlalchemy import Engine
 
 from models import db
 from models.claims import Claim, ClaimedItem, Known, Lane
-from models.ledger import control, leases, recording, scheduling, workers
+from models.ledger import control, leases, recording, rescue, workers
 from models.ledger.jobs import finish_done_jobs
 from models.retry import insist
 from models.tables import Worker
-from qsit import checkpoints
+from qsit import checkpoints, process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from qsit.rating import AS_STORED
 from qsit.settings import Settings
@@ -57,7 +57,7 @@ class Process:
         self.settings = settings
         self.engine: Engine = db.connect(settings.database_url, may_forget=True)
         self.lane = lane_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
-        self.owner = workers.identity()
+        self.owner = process_id.identity()
         self.stopping = False
         self._claim: Claim | None = None
         self._lost = False
@@ -215,7 +215,7 @@ class Process:
             with self._faults_told("send"):
                 self._send()
             with self._faults_told("recover"):
-                scheduling.free_the_dead(self.engine)
+                rescue.requeue_of_dead(self.engine)
                 control.settle_cancelled(self.engine)
                 finish_done_jobs(self.engine)
             self._wake.wait(pause_s)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists, select, update
 
 from models.db import reading, writing
-from models.ledger import scheduling
+from models.ledger import rescue
 from models.ledger.jobs import finish_if_done
 from models.tables import HAS_FAILED, Chunk, Item, Job
 from qsit.errors import UsageError
@@ -28,7 +28,7 @@ def pause(engine: Engine, job_id: int) -> None:
     with writing(engine) as connection:
         _change(connection, job_id, "pause", {JobState.ACTIVE, JobState.PAUSED}, JobState.PAUSED)
     with writing(engine) as connection:  # of its own: jobs are locked after chunks, or two could wait for each other
-        scheduling.take_back(connection, and_(Chunk.job_id == job_id, Chunk.state == ChunkState.SENT))
+        rescue.requeue(connection, and_(Chunk.job_id == job_id, Chunk.state == ChunkState.SENT))
 
 
 def resume(engine: Engine, job_id: int) -> None:

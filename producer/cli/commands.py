@@ -18,9 +18,11 @@ from models import db
 from models.claims import Lane
 from models.ledger import jobs
 from models.queries import results as result_queries
-from models.queries.results import Progress
+from models.queries.failures import list_failures
+from models.queries.progress import Progress
+from models.queries.results import find_results
 from models.retry import insist
-from producer import export, formatting, question_files
+from producer import export, formatting, question_files, summary
 from producer import status as job_status
 from producer.cli import job_commands
 from producer.cli import options as job_options
@@ -32,6 +34,7 @@ from producer.submit import opened
 from qsit import settings
 from qsit.errors import UsageError
 from qsit.questions import READY
+from qsit.sources import uris
 from qsit.states import JobState
 from worker import COMMAND, SAFE_PATH
 
@@ -83,7 +86,7 @@ def submit(waits: bool, **options: Any) -> int:
         top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()
-        for line in formatting.listing_notes(job, lister.listing, listed=listed):
+        for line in summary.listing_notes(job, lister.listing, listed=listed):
             _talk(line)
         click.echo(job.id)
         # a listing that another process leaves unfinished is taken over
@@ -96,13 +99,12 @@ def submit(waits: bool, **options: Any) -> int:
 @click.option("--root", "roots", multiple=True, metavar="DIR", help="A folder or s3:// place it may read; repeatable.")
 def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> None:
     """Run a worker: one process and one loaded model a device, fed by Redis, until it is told to end."""
-    from qsit.sources import source
 
     for variable, value in (("QSIT_DEVICE", device), ("QSIT_MODEL", model)):
         if value is not None:
             os.environ[variable] = value
     if roots:
-        os.environ["QSIT_ROOTS"] = json.dumps([source.full_name(root) for root in roots])
+        os.environ["QSIT_ROOTS"] = json.dumps([uris.full_name(root) for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
 
 
@@ -167,7 +169,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
     except Interrupted:
         _talk(f"no longer waiting; job {job_id} goes on with its workers")
         raise
-    _talk(f"job {job_id}, {formatting.counts(progress)}")
+    _talk(f"job {job_id}, {summary.counts(progress)}")
     return exit_status(progress)
 
 
@@ -177,7 +179,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
     engine = db.ready(settings.load().database_url)
-    export.write_failures(result_queries.failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    export.write_failures(list_failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
 
@@ -202,11 +204,10 @@ def results(
 ) -> int:  # fmt: skip
     """Query scores: the worst first, of the current version of each photo."""
     from qsit import checkpoints
-    from qsit.sources import source
 
     engine = db.ready(settings.load().database_url)
     if under is not None:
-        under = source.prefix_of(under)
+        under = uris.prefix_of(under)
     wanted = result_queries.Wanted(
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else checkpoints.full_name(model),
@@ -221,7 +222,7 @@ def results(
             # the locale may not have the letters of every language
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     with _opened_output(output) as file:
-        demo = export.write_results(result_queries.results(engine, wanted), form, scale, file, names)
+        demo = export.write_results(find_results(engine, wanted), form, scale, file, names)
     if demo:
         _talk(f"note: {formatting.DEMO_NOTE}")
     return OK

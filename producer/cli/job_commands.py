@@ -6,9 +6,10 @@ import click
 from sqlalchemy import Engine
 
 from models import db
-from models.ledger import control, jobs, scheduling
-from models.queries import results
-from producer.formatting import count, counts
+from models.ledger import control, jobs, rescue, scheduling
+from models.queries.progress import job_progress
+from producer.formatting import count
+from producer.summary import counts
 from qsit import settings
 from qsit.states import JobState, Reason
 
@@ -37,7 +38,7 @@ def cancel(job: str | None) -> None:
     """Do nothing more of a job, for good; scores that are there stay."""
     engine, job_id = _job(job)
     control.cancel(engine, job_id)
-    click.echo(f"job {job_id} is cancelled; {counts(results.progress(engine, job_id))}", err=True)
+    click.echo(f"job {job_id} is cancelled; {counts(job_progress(engine, job_id))}", err=True)
 
 
 @click.command()
@@ -70,7 +71,7 @@ def recover() -> None:
     chosen = settings.load()
     engine = db.ready(chosen.database_url)
     dispatch.check_broker(app)
-    number = scheduling.recover(engine)
+    number = rescue.recover(engine)
     for lane in scheduling.lanes(engine):
         dispatch.top_up(engine, app, lane, chosen.lease_s)
     control.settle_cancelled(engine)
@@ -80,7 +81,7 @@ def recover() -> None:
 
 def _hint(engine: Engine, job_id: int) -> str:
     """What else it takes for a job to go on."""
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     if progress.state == JobState.PAUSED:
         return f"; it is paused: qsit resume {job_id}"
     return "; run the same `qsit score` again" if progress.private and progress.left else ""

@@ -17,7 +17,7 @@ from producer.formatting import DEMO_NOTE, count
 from qsit import checkpoints
 from qsit.errors import ImageError, UsageError
 from qsit.settings import Settings
-from qsit.sources.s3_client import SCHEME
+from qsit.sources.uris import S3_SCHEME
 from qsit.states import Reason
 
 REASONS = {
@@ -39,7 +39,7 @@ def evaluate_answers(
     Raises:
         QsitError: when it could not run: no questions, no such model or device, no torch.
     """
-    if images is not None and images.startswith(SCHEME):
+    if images is not None and images.startswith(S3_SCHEME):
         raise UsageError("--images: questions are asked about photos in a folder")
     left_out = LeftOut(REASONS, "question")
     items = llvisionqa.read(file, left_out)[:limit]
@@ -74,7 +74,7 @@ def _ask(
     there: list[tuple[Item, Path]], tally: Tally, left_out: LeftOut, *, as_stored: bool,
 ) -> None:  # fmt: skip
     """Load the model, ask, and count."""
-    from worker.app import find_devices
+    from worker.devices import find_devices
 
     where = find_devices(device or chosen.device)[0]
     try:

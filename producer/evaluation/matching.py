@@ -14,8 +14,7 @@ from models.queries import scorers
 from models.queries.scorers import ScorerInUse
 from producer.evaluation.labels import Label
 from producer.evaluation.skipped import LeftOut
-from qsit.sources.local import local_path, path_of, uri_of
-from qsit.sources.s3_client import SCHEME
+from qsit.sources.uris import S3_SCHEME, local_path, path_of, uri_of
 
 REASONS = {
     "missing": "no file is there, and no scored photo has the name",
@@ -42,7 +41,7 @@ class Place:
     @property
     def is_in_s3(self) -> bool:
         """Whether it is where only a worker can tell that nothing is there."""
-        return bool(self.uris) and self.uris[0].startswith(SCHEME)
+        return bool(self.uris) and self.uris[0].startswith(S3_SCHEME)
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,9 @@ def place_of(path: str, images: str) -> Place:
     or a place in S3, with its own folders or without.
     """
     name = os.path.basename(path)
-    if path.startswith(SCHEME) or (images.startswith(SCHEME) and not os.path.isabs(path) and "://" not in path):
+    if path.startswith(S3_SCHEME) or (images.startswith(S3_SCHEME) and not os.path.isabs(path) and "://" not in path):
         below = images.rstrip("/") + "/"
-        uris = (path,) if path.startswith(SCHEME) else (below + path, below + name)
+        uris = (path,) if path.startswith(S3_SCHEME) else (below + path, below + name)
         return Place(tuple(filter(_can_be_asked_for, dict.fromkeys(uris))), None, name)
     try:
         return _local_place(path_of(path) if path.startswith("file:///") else Path(path), images)
@@ -90,7 +89,7 @@ def place_of(path: str, images: str) -> Place:
 
 
 def _local_place(path: Path, images: str) -> Place:
-    folder = Path() if images.startswith(SCHEME) else local_path(images)
+    folder = Path() if images.startswith(S3_SCHEME) else local_path(images)
     files = [Path(os.path.abspath(folder / path)), folder / path.name]
     file = next(filter(os.path.isfile, files), None)
     if file is not None:

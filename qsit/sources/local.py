@@ -6,10 +6,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
 
 from qsit.errors import ImageError, SourceError, WorkerFault
 from qsit.sources.filters import Choice, Found, Photo, check_bytes, named_as_photo
+from qsit.sources.uris import local_path, path_name, uri_of
 from qsit.states import Reason
 
 GONE = "gone"
@@ -17,35 +17,6 @@ GONE = "gone"
 
 WORKERS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
 """What opening a file says when the worker's limits or mounts are at fault."""
-
-
-def local_path(source: str) -> Path:
-    """
-    The absolute path of a source, links not resolved.
-
-    Raises:
-        SourceError: when it is a URL of another kind than file:// .
-    """
-    if source.startswith("file:///"):
-        return Path(os.path.abspath(path_of(source)))
-    if "://" in source:
-        kind = source.split("://", 1)[0]
-        raise SourceError(f"{kind}:// sources are not read; name a folder, a file or s3://bucket/key")
-    return Path(os.path.abspath(os.path.expanduser(source)))
-
-
-def uri_of(path: str | os.PathLike[str]) -> str:
-    """The file:// URI of an absolute path, whatever bytes its name has."""
-    return "file://" + quote(os.fsencode(path))
-
-
-def path_of(uri: str) -> Path:
-    """The path of a file:// URI."""
-    return Path(_name_in(uri))
-
-
-def _name_in(uri: str) -> str:
-    return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
 
 
 def walk(choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Found]:
@@ -139,7 +110,7 @@ class Folders:
             ImageError: when the file is gone, changed, unreadable, no file, too large, or leads out of the roots.
             WorkerFault: when no root of this worker covers it, or that root is not there.
         """
-        path = _name_in(uri)
+        path = path_name(uri)
         descriptor = self._open(path)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -5,38 +5,13 @@ A URI is s3://bucket/key with the key as it is, not percent-encoded. A version i
 listing and a GET both tell; the same content put again keeps them.
 """
 
-import re
 import threading
 from typing import Any
-
-from qsit.errors import SourceError
-
-SCHEME = "s3://"
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 CONNECT_S, SILENCE_S = 5, 20
 """Patience with a connection, and with an answer that does not go on."""
 ATTEMPTS = 4
 """Of a request, by botocore's standard retries; of reading a body, by ours."""
-
-
-def split(uri: str) -> tuple[str, str]:
-    """
-    Bucket and key of an s3:// URI; the key may be empty.
-
-    Raises:
-        SourceError: when it names no bucket, or its key can be none.
-    """
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not BUCKET.fullmatch(bucket):
-        raise SourceError(f"{uri!r} names no bucket; write s3://bucket/key, or s3://bucket/folder for all below it")
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(f"{uri!r} can be no key of S3: it is not UTF-8") from error
-    if "\0" in key:
-        raise SourceError(f"{uri!r} is a key that no database takes: it has a NUL")
-    return bucket, key
 
 
 def version_of(said: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from qsit.errors import QsitError, SourceError
 from qsit.sources.filters import Choice, Found
-from qsit.sources.s3_client import SCHEME, Client, split, version_of
+from qsit.sources.s3_client import Client, version_of
+from qsit.sources.uris import S3_SCHEME, split_s3_uri
 from qsit.states import UNKNOWN_VERSION
 
 
@@ -17,7 +18,7 @@ def check(client: Client, source: str) -> None:
     Raises:
         SourceError: when not; tells what to do.
     """
-    bucket, key = split(source)
+    bucket, key = split_s3_uri(source)
     with _told(client, bucket):
         client.connected().list_objects_v2(Bucket=bucket, Prefix=key.removesuffix("*"), MaxKeys=1)
 
@@ -31,7 +32,7 @@ def walk(client: Client, choice: Choice, source: str, *, of_list: bool = False) 
     Raises:
         SourceError: when the bucket cannot be listed.
     """
-    bucket, key = split(source)
+    bucket, key = split_s3_uri(source)
     if of_list and key and not key.endswith(("/", "*")):
         yield Found(source, UNKNOWN_VERSION)
     elif key.endswith("*"):
@@ -54,14 +55,14 @@ def _below(client: Client, choice: Choice, bucket: str, prefix: str) -> Iterator
         key: str = entry["Key"]
         inner, _, name = key[start:].rpartition("/")
         if inner != folder:
-            folder, left_out = inner, _left_out(choice, f"{SCHEME}{bucket}/{key[:start]}", inner)
+            folder, left_out = inner, _left_out(choice, f"{S3_SCHEME}{bucket}/{key[:start]}", inner)
         if not name or left_out:
             continue  # what S3 browsers make to show a folder, or what lies in one that is passed over
-        uri = f"{SCHEME}{bucket}/{key}"
+        uri = f"{S3_SCHEME}{bucket}/{key}"
         if choice.passes_over(name, uri) or not choice.takes(name):
             continue
         try:
-            split(uri)
+            split_s3_uri(uri)
         except SourceError as error:
             choice.unreadable.append(str(error))
         else:
@@ -98,5 +99,5 @@ def _told(client: Client, bucket: str) -> Iterator[None]:
     except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
         from qsit.sources.s3_errors import told_apart
 
-        _, words = told_apart(error, f"{SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
+        _, words = told_apart(error, f"{S3_SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
         raise SourceError(words) from error

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qsit.errors import ImageError, QsitError, WorkerFault
 from qsit.sources.filters import Photo, check_bytes
-from qsit.sources.s3_client import ATTEMPTS, SCHEME, Client, etag_of, split, version_of
+from qsit.sources.s3_client import ATTEMPTS, Client, etag_of, version_of
+from qsit.sources.uris import S3_SCHEME, split_s3_uri
 from qsit.states import UNKNOWN_VERSION, Reason
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Buckets:
         """
         if not self._may_open(uri):
             raise WorkerFault(f"{uri} is under none of this worker's roots; start it with --root, or set QSIT_ROOTS")
-        bucket, key = split(uri)
+        bucket, key = split_s3_uri(uri)
         with self._laid(bucket, key):
             response = self._get(bucket, key, version)
             found = version_of(response)
@@ -112,7 +113,7 @@ class Buckets:
         except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
             from qsit.sources.s3_errors import told_apart
 
-            trouble, words = told_apart(error, f"{SCHEME}{bucket}/{key}", "s3:GetObject", self._client.endpoint_url)
+            trouble, words = told_apart(error, f"{S3_SCHEME}{bucket}/{key}", "s3:GetObject", self._client.endpoint_url)
             raise self._verdict(trouble, words, bucket, key) from error
 
     def _verdict(self, trouble: "Trouble", words: str, bucket: str, key: str) -> ImageError | WorkerFault:
@@ -127,7 +128,7 @@ class Buckets:
             return ImageError(reasons[trouble], words)
         of_one = trouble in (Trouble.REFUSED, Trouble.FAILED)
         if of_one and self._gives_others(bucket, key):
-            uri = f"{SCHEME}{bucket}/{key}"
+            uri = f"{S3_SCHEME}{bucket}/{key}"
             self._rounds[uri] += 1
             if trouble is Trouble.FAILED and self._rounds[uri] < ROUNDS:
                 return WorkerFault(words)
@@ -149,7 +150,7 @@ class Buckets:
         except Exception:  # noqa: BLE001 -- what fails here is no proof of anything
             return False
         for other in others:
-            if not self._may_open(f"{SCHEME}{bucket}/{other}"):
+            if not self._may_open(f"{S3_SCHEME}{bucket}/{other}"):
                 continue
             try:
                 self._get(bucket, other)["Body"].close()

@@ -1,17 +1,17 @@
 """What a user names and the ledger names: folders, files, and places in S3."""
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qsit.errors import SourceError, WorkerFault
-from qsit.sources import local, s3_client, s3_listing
+from qsit.sources import local, s3_listing
 from qsit.sources.filters import Choice, Found, Photo
-from qsit.sources.local import Folders, local_path, uri_of
-from qsit.sources.s3_client import SCHEME, Client
+from qsit.sources.local import Folders
+from qsit.sources.s3_client import Client
 from qsit.sources.s3_reader import Buckets
+from qsit.sources.uris import S3_SCHEME, full_name, local_path
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Listing(Choice):
         Raises:
             SourceError: when not.
         """
-        if source.startswith(SCHEME):
+        if source.startswith(S3_SCHEME):
             s3_listing.check(self._client, source)
         elif not local_path(source).exists():
             raise SourceError(f"there is no {source}")
@@ -51,7 +51,7 @@ class Listing(Choice):
                 raise
             self.unreadable.append(str(error))
             return
-        if source.startswith(SCHEME):
+        if source.startswith(S3_SCHEME):
             yield from s3_listing.walk(self._client, self, source, of_list=of_list)
         else:
             yield from local.walk(self, source, of_list=of_list)
@@ -72,8 +72,8 @@ class Reader:
         endpoint_url: str | None = None,
         connections: int = 1,
     ) -> None:
-        self._folders = Folders([Path(root) for root in roots if not root.startswith(SCHEME)], mounted=mounted)
-        places = [root for root in roots if root.startswith(SCHEME)]
+        self._folders = Folders([Path(root) for root in roots if not root.startswith(S3_SCHEME)], mounted=mounted)
+        places = [root for root in roots if root.startswith(S3_SCHEME)]
         self._buckets = Buckets(places, Client(endpoint_url, connections))
 
     def opened(self, uri: str, version: str) -> AbstractContextManager[Photo]:
@@ -84,50 +84,8 @@ class Reader:
             ImageError: when it is not, or cannot be had by the fault of the photo.
             WorkerFault: when no root of this worker covers it, or the worker cannot read what others may.
         """
-        if uri.startswith(SCHEME):
+        if uri.startswith(S3_SCHEME):
             return self._buckets.opened(uri, version)
         if uri.startswith("file://"):
             return self._folders.opened(uri, version)
         raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")
-
-
-def full_name(source: str) -> str:
-    """
-    A source whatever the folder where it is named: an absolute path, links not resolved, or an s3:// URI.
-
-    Raises:
-        SourceError: when it is of another kind.
-    """
-    if source.startswith(SCHEME):
-        s3_client.split(source)
-        return source
-    return str(local_path(source))
-
-
-def prefix_of(place: str) -> str:
-    """What the URIs of photos begin with that are in a folder, or whose path or URI begins with `place`."""
-    if "://" in place:
-        return place
-    path = local_path(place)
-    return uri_of(path) + ("/" if place.endswith("/") or path.is_dir() else "")
-
-
-def roots_of(source: str) -> set[str]:
-    """What a worker must be allowed to read for a source."""
-    if source.startswith(SCHEME):
-        return {SCHEME + s3_client.split(source)[0]} if source.endswith("*") else {source}
-    path = local_path(source)
-    return {str(path)} if path.is_dir() else {str(path.parent), str(path.resolve().parent)}
-
-
-def common_roots(sources: Iterable[str]) -> set[str]:
-    """The same for a long list of sources: one folder for all that are local, and the buckets of the others."""
-    folders: set[str] = set()
-    buckets: set[str] = set()
-    for source in sources:
-        with suppress(SourceError):  # which is told when it is listed
-            if source.startswith(SCHEME):
-                buckets.add(SCHEME + s3_client.split(source)[0])
-            else:
-                folders |= roots_of(source)
-    return buckets | ({os.path.commonpath(folders)} if folders else set())

@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from migrations.upgrade import upgrade
 from models import db
 from models.ledger import jobs
-from models.queries import results
+from models.queries.progress import job_progress
 from models.tables import Item, Score
 from qsit.errors import DatabaseError, DatabaseUnavailable
 from qsit.states import ItemState, JobState
@@ -68,7 +68,7 @@ class Fleet:
             states = connection.execute(select(Item.state, func.count()).group_by(Item.state)).all()
         assert [tuple(row) for row in states] == [(ItemState.SCORED, PHOTOS)]
         assert self.scored() == PHOTOS
-        assert results.progress(engine, jobs.find_job(engine, None)).state == JobState.FINISHED
+        assert job_progress(engine, jobs.find_job(engine, None)).state == JobState.FINISHED
         engine.dispose()
         assert "Traceback" not in self.log.read_text() + self.wait_log.read_text()
 

@@ -13,7 +13,7 @@ from migrations.upgrade import upgrade
 from models import db
 from producer.cli.main import run
 from qsit.rating import AS_STORED
-from qsit.sources.local import uri_of
+from qsit.sources.uris import uri_of
 from tests.producer.evaluation.test_matching import scored
 from tests.support import programs
 from tests.support.paths import EXAMPLES

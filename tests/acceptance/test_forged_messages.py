@@ -14,7 +14,7 @@ from sqlalchemy import Engine, func, select, update
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Lane
-from models.ledger import jobs
+from models.ledger import jobs, listing
 from models.ledger.jobs import JobSpec
 from models.tables import Chunk, Image, Item, Job
 from qsit import checkpoints
@@ -60,11 +60,11 @@ class Fleet:
         """A job in the ledger of this URI, whatever it is; its only chunk's id."""
         spec = JobSpec(f"job {next(self.numbers)}", None, model, self.revision, UPRIGHT, private=private)
         opened = jobs.open_job(self.engine, spec)
-        jobs.begin_listing(self.engine, opened.id)
+        listing.begin_listing(self.engine, opened.id)
         if state is not JobState.ACTIVE:
             self._set(opened.id, JobState.PAUSED)  # before the worker takes it by itself
-        jobs.add_images(self.engine, opened.id, [Found(uri, version)])
-        jobs.end_listing(self.engine, opened.id)
+        listing.add_images(self.engine, opened.id, [Found(uri, version)])
+        listing.end_listing(self.engine, opened.id)
         if state is not JobState.ACTIVE:
             self._set(opened.id, state)
         with db.reading(self.engine) as connection:

@@ -9,8 +9,9 @@ from sqlalchemy import Engine, update
 
 from models import db
 from models.claims import Lane, Scored
-from models.ledger.jobs import JobSpec, add_images, begin_listing, open_job
+from models.ledger.jobs import JobSpec, open_job
 from models.ledger.leases import claim, record
+from models.ledger.listing import add_images, begin_listing
 from models.tables import Item
 from qsit.sources.filters import Found
 from qsit.states import ItemState

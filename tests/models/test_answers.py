@@ -10,9 +10,10 @@ from sqlalchemy import Engine, event, func, select, text
 
 from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Scored
 from models.db import reading
-from models.ledger import control, jobs, leases, recording, scheduling
+from models.ledger import control, jobs, leases, listing, recording, scheduling
 from models.queries import results
-from models.queries.results import Wanted
+from models.queries.progress import count_answers, job_progress
+from models.queries.results import Wanted, find_results
 from models.tables import AnswerRow, Job, JobQuestion, QuestionRow
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
@@ -101,9 +102,9 @@ def test_a_question_too_long_for_an_index_is_refused_and_leaves_no_job(engine: E
 
 def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
     job = jobs.open_job(engine, ASKING)
-    jobs.begin_listing(engine, job.id)
+    listing.begin_listing(engine, job.id)
 
-    jobs.drop_empty(engine, job.id)
+    listing.drop_empty(engine, job.id)
 
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
@@ -115,8 +116,8 @@ def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
 
     assert work(engine) == (3, 6)
 
-    assert results.progress(engine, job_id).state is JobState.FINISHED
-    (first, *_) = results.results(engine, Wanted(sort="uri", answers=True))
+    assert job_progress(engine, job_id).state is JobState.FINISHED
+    (first, *_) = find_results(engine, Wanted(sort="uri", answers=True))
     assert [(each.name, each.question, each.choices, each.answer, each.dtype, each.job) for each in first.answers] == [
         ("overall", WHY.text, (), to(WHY), "float32", job_id),
         ("sharpness", SHARP.text, LEVELS, to(SHARP), "float32", job_id),
@@ -129,13 +130,13 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
     score_all(engine)
 
     second = listed(engine, photos(6), ASKING)
-    assert results.progress(engine, second).queued == 6
+    assert job_progress(engine, second).queued == 6
     assert [item.found for item in claimed(engine).items] == [Findings(0.5)] * 5 + [Findings()]
     expire(engine)
 
     assert work(engine) == (1, 12)
-    assert results.progress(engine, second).state is JobState.FINISHED
-    scored_by = {result.job for result in results.results(engine, Wanted(most=1.0))}
+    assert job_progress(engine, second).state is JobState.FINISHED
+    scored_by = {result.job for result in find_results(engine, Wanted(most=1.0))}
     assert scored_by == {1, second}
 
 
@@ -147,8 +148,8 @@ def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
     none = listed(engine, photos(5), replace(SPEC, key="none"))
     more = listed(engine, photos(5), replace(ASKING, key="more", questions=(SHARP, NOISE)))
 
-    assert [results.progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
-    assert results.progress(engine, same).state is JobState.FINISHED
+    assert [job_progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
+    assert job_progress(engine, same).state is JobState.FINISHED
     assert work(engine) == (0, 5)
     assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
 
@@ -161,7 +162,7 @@ def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> No
 
     again = listed(engine, photos(5), replace(ASKING, key="again"))
 
-    progress = results.progress(engine, again)
+    progress = job_progress(engine, again)
     assert (progress.skipped, progress.queued) == (3, 2)
     assert work(engine) == (0, 4)
 
@@ -173,8 +174,8 @@ def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
     none = listed(engine, photos(4), SPEC)
     work(engine)
 
-    assert [results.answers_given(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
-    assert [results.progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
+    assert [count_answers(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
+    assert [job_progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
 
 
 def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
@@ -184,7 +185,7 @@ def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) ->
     others = (replace(WHY, max_new_tokens=20), replace(SHARP, choices=("no", "yes")))
     second = listed(engine, photos(1), replace(ASKING, key="others", questions=others))
 
-    assert results.progress(engine, second).queued == 1
+    assert job_progress(engine, second).queued == 1
     assert work(engine) == (0, 2)
 
 
@@ -194,13 +195,13 @@ def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
 
     second = listed(engine, photos(10), replace(ASKING, ask_below=0.3))
 
-    progress = results.progress(engine, second)
+    progress = job_progress(engine, second)
     assert (progress.skipped, progress.queued) == (5, 5)
     assert work(engine, by_number) == (2, 6)
     assert {by_number(uri) for uri, *_ in answers_in(engine)} == {0.0, 0.1, 0.2}
-    assert results.progress(engine, second).state is JobState.FINISHED
+    assert job_progress(engine, second).state is JobState.FINISHED
     third = listed(engine, photos(10), replace(ASKING, key="again", ask_below=0.3))
-    assert results.progress(engine, third).skipped == 10
+    assert job_progress(engine, third).skipped == 10
 
 
 def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
@@ -219,7 +220,7 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
     assert claim.job_id == third
     assert [by_number(item.uri) for item in claim.items] == [0.1, 0.2, 0.8, 0.9]
     assert [item.found.score for item in claim.items] == [0.1, 0.2, None, None]
-    assert results.progress(engine, third).scored == 6
+    assert job_progress(engine, third).scored == 6
 
 
 def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine) -> None:
@@ -241,10 +242,10 @@ def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
     work(engine)
     second = listed(engine, photos(2), replace(ASKING, key="again", questions=(WHY,), rescore=True))
 
-    assert results.progress(engine, second).queued == 2
+    assert job_progress(engine, second).queued == 2
     assert work(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
 
-    (result, _) = results.results(engine, Wanted(answers=True))
+    (result, _) = find_results(engine, Wanted(answers=True))
     assert [(each.answer, each.job) for each in result.answers] == [
         (Answer("Bad.", cut=True), second), (to(SHARP), first),
     ]  # fmt: skip
@@ -266,10 +267,10 @@ def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
 
     second = listed(engine, [*photos(2), *photos(3, version="2")[2:]], replace(ASKING, key="again"))
 
-    assert results.progress(engine, second).queued == 1
+    assert job_progress(engine, second).queued == 1
     assert work(engine, answer=lambda _: Answer("new")) == (1, 2)
     assert [answer for _, _, answer in answers_in(engine)] == ["old"] * 4 + ["new"] * 2
-    every = results.results(engine, Wanted(all_versions=True, sort="uri", answers=True))
+    every = find_results(engine, Wanted(all_versions=True, sort="uri", answers=True))
     assert [each.answers[0].answer.text for each in every] == ["old"] * 3 + ["new"]
 
 
@@ -288,7 +289,7 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer(TEXTS[question.name]))
 
-    (result,) = results.results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, Wanted(answers=True))
     assert {each.name: each.answer.text for each in result.answers} == TEXTS
     assert [(each, question, TEXTS[question]) for each, question, _ in answers_in(engine)] == answers_in(engine)
 
@@ -299,7 +300,7 @@ def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
 
-    (result,) = results.results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, Wanted(answers=True))
     assert [each.answer for each in result.answers] == [Answer("nul \\0, half \\ud83c", cut=True)] * 2
     assert (result.answers[0].name, result.answers[0].question) == ("odd\\0", "is this odd: \\0 \\udcff?")
     assert result.answers[0].choices == ("a\\0", "问")
@@ -311,7 +312,7 @@ def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
 
     work(engine, answer=lambda _: Answer("low", probabilities=probabilities))
 
-    (result,) = results.results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, Wanted(answers=True))
     assert result.answers[0].answer == Answer("low", probabilities=probabilities)
 
 
@@ -344,7 +345,7 @@ def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
     leases.record(engine, claim, batch, 60)
     leases.record(engine, claim, [*batch, Failed(item.image_id, Reason.CORRUPT, "too late")], 60)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed) == (1, 0)
     assert len(answers_in(engine)) == 2
 
@@ -369,7 +370,7 @@ def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
     assert recording.findings(engine, first.uri, "v1", claim) == Findings(0.5, frozenset(answers))
     assert recording.findings(engine, second.uri, "v2", claim) == Findings(0.5, frozenset(answers))
     assert claim.is_settled(recording.findings(engine, second.uri, "v2", claim))
-    shown = list(results.results(engine, Wanted(sort="uri", answers=True)))
+    shown = list(find_results(engine, Wanted(sort="uri", answers=True)))
     assert [(each.version, {given.dtype for given in each.answers}, len(each.answers)) for each in shown] == [
         ("v1", {"float16"}, 2),
         ("v2", {"float32"}, 2),
@@ -382,13 +383,13 @@ def test_a_photo_that_failed_while_it_was_asked_about_can_be_retried(engine: Eng
     second = listed(engine, photos(2), ASKING)
     score_all(engine, failing=(photos(1)[0].uri,), reason=Reason.MODEL_ERROR)
     third = listed(engine, photos(2), replace(ASKING, key="third"))
-    progress = results.progress(engine, third)
+    progress = job_progress(engine, third)
     assert (progress.skipped, progress.skipped_failed, progress.queued) == (0, 1, 1)
 
     assert control.retry(engine, second) == 1
 
     assert work(engine) == (0, 4)
-    assert results.progress(engine, second).state is JobState.FINISHED
+    assert job_progress(engine, second).state is JobState.FINISHED
 
 
 def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
@@ -419,12 +420,12 @@ def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, mo
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
 
-    rows = list(results.results(engine, Wanted(sort="-score", answers=True)))
+    rows = list(find_results(engine, Wanted(sort="-score", answers=True)))
 
     assert [len(row.answers) for row in rows] == [2] * 30
     assert sum("FROM answers" in statement for statement in asked) == 5
     del asked[:]
-    assert [row.answers for row in results.results(engine, Wanted(sort="-score"))] == [()] * 30
+    assert [row.answers for row in find_results(engine, Wanted(sort="-score"))] == [()] * 30
     assert not [statement for statement in asked if "answers" in statement]
 
 
@@ -435,7 +436,7 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
     work(engine, by_number)
 
     def found(**about: Any) -> list[results.Result]:
-        return list(results.results(engine, Wanted(sort="uri", **about)))
+        return list(find_results(engine, Wanted(sort="uri", **about)))
 
     assert [row.uri for row in found(job=second)] == [photo.uri for photo in photos(30)[20:]]
     both = found(job=second, answers=True)

@@ -8,9 +8,10 @@ from sqlalchemy import Engine, func, select, update
 
 from models.claims import Failed
 from models.db import reading, writing
-from models.ledger import control, jobs, leases, scheduling
+from models.ledger import control, jobs, leases, listing, scheduling
 from models.ledger.jobs import JobSpec
-from models.queries import results
+from models.queries.failures import list_failures
+from models.queries.progress import job_progress, measure_pace, silent_workers
 from models.tables import Item, Job, Score
 from qsit.errors import JobCancelled, UsageError
 from qsit.states import ItemState, JobState, Reason
@@ -30,7 +31,7 @@ def finished_with_failures(engine: Engine, spec: JobSpec = SPEC) -> tuple[int, l
     results = [good(ids[0]), bad(ids[1]), good(ids[2]), bad(ids[3], Reason.MISSING)]
     leases.record(engine, claim, results, 60)
     leases.hand_back(engine, claim)
-    assert results.progress(engine, job_id).state == JobState.FINISHED
+    assert job_progress(engine, job_id).state == JobState.FINISHED
     return job_id, ids
 
 
@@ -67,7 +68,7 @@ def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, s
     with writing(engine) as connection:
         assert not leases.extend(connection, claim, 60)
     leases.hand_back(engine, claim)
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.scored, progress.running) == (2, 0)
     assert progress.queued + progress.cancelled == 1
 
@@ -79,10 +80,10 @@ def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
 
     control.cancel(engine, job_id)
     control.cancel(engine, job_id)  # twice is no harm
-    assert results.progress(engine, job_id).cancelled == 4, "what no worker holds, at once"
+    assert job_progress(engine, job_id).cancelled == 4, "what no worker holds, at once"
     leases.hand_back(engine, claim)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.state, progress.cancelled, progress.left) == (JobState.CANCELLED, 20, 0)
     assert states(engine, job_id) == {ItemState.CANCELLED: 20}
     assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
@@ -110,17 +111,17 @@ def test_what_was_handed_back_just_when_it_was_cancelled_is_settled_by_the_timer
     control.settle_cancelled(engine)
 
     assert states(engine, job_id) == {ItemState.CANCELLED: 3}
-    assert results.progress(engine, job_id).cancelled == 3
+    assert job_progress(engine, job_id).cancelled == 3
 
 
 def test_a_job_that_is_cancelled_while_it_is_listed_gets_nothing_more(engine: Engine) -> None:
     opened = jobs.open_job(engine, SPEC)
-    jobs.begin_listing(engine, opened.id)
-    jobs.add_images(engine, opened.id, photos(3))
+    listing.begin_listing(engine, opened.id)
+    listing.add_images(engine, opened.id, photos(3))
     control.cancel(engine, opened.id)
 
     with pytest.raises(JobCancelled):
-        jobs.add_images(engine, opened.id, photos(3, "file:///q/"))
+        listing.add_images(engine, opened.id, photos(3, "file:///q/"))
 
     assert states(engine, opened.id) == {ItemState.CANCELLED: 3}
 
@@ -130,16 +131,16 @@ def test_failed_photos_are_tried_again_and_the_job_goes_on(engine: Engine) -> No
 
     assert control.retry(engine, job_id) == 2
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.state, progress.queued, progress.failed, progress.scored) == (JobState.ACTIVE, 2, 0, 2)
     assert progress.finished_at is None
     claim = claimed(engine)
     assert [item.image_id for item in claim.items] == [ids[1], ids[3]]
     leases.record(engine, claim, [good(ids[1]), bad(ids[3])], 60)
     leases.hand_back(engine, claim)
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.state, progress.failed, progress.scored) == (JobState.FINISHED, 1, 3)
-    (failure,) = results.failures(engine, job_id)
+    (failure,) = list_failures(engine, job_id)
     assert failure.reason == Reason.CORRUPT
 
 
@@ -147,7 +148,7 @@ def test_only_photos_that_failed_for_a_reason_are_tried_again(engine: Engine) ->
     job_id, ids = finished_with_failures(engine)
 
     assert control.retry(engine, job_id, [Reason.TIMEOUT]) == 0
-    assert results.progress(engine, job_id).state == JobState.FINISHED
+    assert job_progress(engine, job_id).state == JobState.FINISHED
     assert control.retry(engine, job_id, [Reason.MISSING, Reason.TIMEOUT]) == 1
 
     assert [item.image_id for item in claimed(engine).items] == [ids[3]]
@@ -172,7 +173,7 @@ def test_a_large_number_of_failures_is_queued_page_by_page(engine: Engine, monke
 
     assert control.retry(engine, job_id) == 2
 
-    assert results.progress(engine, job_id).queued == 2
+    assert job_progress(engine, job_id).queued == 2
 
 
 @pytest.mark.parametrize(
@@ -202,11 +203,11 @@ def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: E
     with writing(engine) as connection:
         connection.execute(update(Job).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
     recent, _ = finished_with_failures(engine, replace(SPEC, key="again", rescore=True))
-    before = results.progress(engine, old), list(results.failures(engine, old))
+    before = job_progress(engine, old), list(list_failures(engine, old))
 
     assert control.prune(engine, timedelta(days=30)) == 2
 
-    assert (results.progress(engine, old), list(results.failures(engine, old))) == before
+    assert (job_progress(engine, old), list(list_failures(engine, old))) == before
     assert states(engine, old) == {ItemState.FAILED: 2}
     assert states(engine, recent) == {ItemState.SCORED: 2, ItemState.FAILED: 2}
     with reading(engine) as connection:
@@ -218,26 +219,26 @@ def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: E
 def test_the_pace_is_that_of_the_job(engine: Engine) -> None:
     job_id = listed(engine, photos(4))
     claim = claimed(engine)
-    assert results.pace(engine, job_id) is None
+    assert measure_pace(engine, job_id) is None
     leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
     with writing(engine) as connection:
         connection.execute(update(Score).values(scored_at=datetime.now(UTC) - timedelta(seconds=20)))
 
-    assert results.pace(engine, job_id) == pytest.approx(0.2, rel=0.2)
+    assert measure_pace(engine, job_id) == pytest.approx(0.2, rel=0.2)
     other = listed(engine, photos(4, "file:///q/"), replace(SPEC, key="b"))
-    assert results.pace(engine, other) is None
+    assert measure_pace(engine, other) is None
 
 
 def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
 
-    (silence,) = results.silences(engine, job_id, longer_than_s=30)
+    (silence,) = silent_workers(engine, job_id, longer_than_s=30)
 
     assert (silence.owner, silence.chunks, silence.quiet_s) == (HERE, 1, None)
     assert 0 < silence.left_s <= 60
     leases.hand_back(engine, claim)
-    assert results.silences(engine, job_id, longer_than_s=30) == []
+    assert silent_workers(engine, job_id, longer_than_s=30) == []
 
 
 def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it_is_resumed(engine: Engine) -> None:
@@ -249,7 +250,7 @@ def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it
 
     control.resume(engine, job_id)
 
-    assert results.progress(engine, job_id).state == JobState.FINISHED
+    assert job_progress(engine, job_id).state == JobState.FINISHED
 
 
 def test_the_name_of_a_cancelled_job_is_refused(engine: Engine) -> None:

@@ -11,10 +11,13 @@ from sqlalchemy.pool import QueuePool
 from models.claims import Failed, Lane, Scored
 from models.db import reading, writing
 from models.dialects import now_s
-from models.ledger import ingest, jobs, leases, scheduling, workers
+from models.ledger import ingest, jobs, leases, listing, scheduling
 from models.ledger.jobs import JobSpec
 from models.queries import results
+from models.queries.progress import job_progress
+from models.queries.results import find_results
 from models.tables import Chunk, Image, Item, Job
+from qsit import process_id
 from qsit.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
 
@@ -34,9 +37,9 @@ def photos(count: int, prefix: str = "file:///p/", version: str = "1") -> list[P
 
 def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
     job = jobs.open_job(engine, spec)
-    assert jobs.begin_listing(engine, job.id)
-    jobs.add_images(engine, job.id, found)
-    jobs.end_listing(engine, job.id)
+    assert listing.begin_listing(engine, job.id)
+    listing.add_images(engine, job.id, found)
+    listing.end_listing(engine, job.id)
     return job.id
 
 
@@ -45,7 +48,7 @@ def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), 
     number = 0
     while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
         for message in messages:
-            claim = leases.claim(engine, message.chunk_id, lane, workers.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, lane, process_id.identity(), 60)
             assert claim is not None
             results: list[Scored | Failed] = [
                 Failed(item.image_id, reason, "broken")
@@ -67,7 +70,7 @@ def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
     assert sum(sizes) == 3000
     assert sizes[0] == ingest.SMALLEST_CHUNK
     assert max(sizes) <= ingest.CHUNK_SIZE
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.listed, progress.queued, progress.skipped) == (3000, 3000, 0)
 
 
@@ -110,7 +113,7 @@ def test_what_has_its_score_is_skipped(engine: Engine) -> None:
 
     second = listed(engine, photos(7), replace(SPEC, key="other"))
 
-    progress = results.progress(engine, second)
+    progress = job_progress(engine, second)
     assert (progress.listed, progress.skipped, progress.queued) == (7, 5, 2)
 
 
@@ -120,7 +123,7 @@ def test_another_procedure_skips_nothing(engine: Engine) -> None:
 
     second = listed(engine, photos(5), replace(SPEC, procedure="rating-1/as-stored-1"))
 
-    assert results.progress(engine, second).queued == 5
+    assert job_progress(engine, second).queued == 5
 
 
 def test_rescore_skips_nothing(engine: Engine) -> None:
@@ -129,7 +132,7 @@ def test_rescore_skips_nothing(engine: Engine) -> None:
 
     second = listed(engine, photos(5), replace(SPEC, key="again", rescore=True))
 
-    assert results.progress(engine, second).queued == 5
+    assert job_progress(engine, second).queued == 5
     assert score_all(engine) == 5
 
 
@@ -139,11 +142,11 @@ def test_a_changed_photo_is_scored_again_and_both_scores_stay(engine: Engine) ->
 
     second = listed(engine, [*photos(2), Photo("file:///p/000002.jpg", "2")], replace(SPEC, key="other"))
 
-    assert results.progress(engine, second).queued == 1
+    assert job_progress(engine, second).queued == 1
     score_all(engine)
-    current = list(results.results(engine, results.Wanted()))
+    current = list(find_results(engine, results.Wanted()))
     assert sorted(result.version for result in current) == ["1", "1", "2"]
-    assert len(list(results.results(engine, results.Wanted(all_versions=True)))) == 4
+    assert len(list(find_results(engine, results.Wanted(all_versions=True)))) == 4
 
 
 def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
@@ -154,8 +157,8 @@ def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
 
     third = listed(engine, photos(1), replace(SPEC, key="3"))
 
-    assert results.progress(engine, third).skipped == 1
-    assert [result.version for result in results.results(engine, results.Wanted())] == ["1"]
+    assert job_progress(engine, third).skipped == 1
+    assert [result.version for result in find_results(engine, results.Wanted())] == ["1"]
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Image).where(Image.current)).scalar() == 1
 
@@ -168,30 +171,30 @@ def test_what_failed_by_its_own_fault_is_skipped_until_it_changes(engine: Engine
     second = listed(engine, photos(3), replace(SPEC, key="other"))
     changed = listed(engine, photos(3, version="2"), replace(SPEC, key="third"))
 
-    assert results.progress(engine, second).skipped_failed == skipped
-    assert results.progress(engine, changed).queued == 3
+    assert job_progress(engine, second).skipped_failed == skipped
+    assert job_progress(engine, changed).queued == 3
 
 
 def test_an_interrupted_listing_is_taken_up_and_counted_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    assert jobs.begin_listing(engine, job.id)
-    jobs.add_images(engine, job.id, photos(100))
-    jobs.give_up_listing(engine, job.id)
-    assert not results.progress(engine, job.id).is_listed
+    assert listing.begin_listing(engine, job.id)
+    listing.add_images(engine, job.id, photos(100))
+    listing.give_up_listing(engine, job.id)
+    assert not job_progress(engine, job.id).is_listed
 
-    assert jobs.begin_listing(engine, job.id)
-    jobs.add_images(engine, job.id, photos(100))
-    jobs.add_images(engine, job.id, photos(50, prefix="file:///q/"))
-    jobs.end_listing(engine, job.id)
+    assert listing.begin_listing(engine, job.id)
+    listing.add_images(engine, job.id, photos(100))
+    listing.add_images(engine, job.id, photos(50, prefix="file:///q/"))
+    listing.end_listing(engine, job.id)
 
-    progress = results.progress(engine, job.id)
+    progress = job_progress(engine, job.id)
     assert (progress.is_listed, progress.listed, progress.queued) == (True, 150, 150)
 
 
 def test_a_photo_named_twice_is_one_item(engine: Engine) -> None:
     job_id = listed(engine, [*photos(4), *photos(2)])
 
-    assert results.progress(engine, job_id).to_do == 4
+    assert job_progress(engine, job_id).to_do == 4
 
 
 def test_only_one_process_lists_a_job(engine: Engine) -> None:
@@ -199,18 +202,18 @@ def test_only_one_process_lists_a_job(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(update(Job).values(lister="elsewhere:1:0.0", lister_until=now_s() + 60))
 
-    assert not jobs.begin_listing(engine, job.id)
+    assert not listing.begin_listing(engine, job.id)
     with pytest.raises(LeaseLost):
-        jobs.add_images(engine, job.id, photos(3))
+        listing.add_images(engine, job.id, photos(3))
 
 
 def test_a_lister_that_died_here_is_replaced_at_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    host = workers.identity().split(":")[0]
+    host = process_id.identity().split(":")[0]
     with writing(engine) as connection:
         connection.execute(update(Job).values(lister=f"{host}:999999999:0.00", lister_until=now_s() + 60))
 
-    assert jobs.begin_listing(engine, job.id)
+    assert listing.begin_listing(engine, job.id)
 
 
 def test_a_job_of_nothing_new_is_finished_when_listed(engine: Engine) -> None:
@@ -219,19 +222,19 @@ def test_a_job_of_nothing_new_is_finished_when_listed(engine: Engine) -> None:
 
     second = listed(engine, photos(3), replace(SPEC, key="other"))
 
-    assert results.progress(engine, second).state is JobState.FINISHED
+    assert job_progress(engine, second).state is JobState.FINISHED
 
 
 def test_a_job_is_not_finished_while_it_is_being_listed(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    jobs.begin_listing(engine, job.id)
-    jobs.add_images(engine, job.id, photos(3))
+    listing.begin_listing(engine, job.id)
+    listing.add_images(engine, job.id, photos(3))
     score_all(engine)
-    assert results.progress(engine, job.id).state is JobState.ACTIVE
+    assert job_progress(engine, job.id).state is JobState.ACTIVE
 
-    jobs.end_listing(engine, job.id)
+    listing.end_listing(engine, job.id)
 
-    assert results.progress(engine, job.id).state is JobState.FINISHED
+    assert job_progress(engine, job.id).state is JobState.FINISHED
 
 
 def test_jobs_are_found_by_number_name_or_as_the_latest(engine: Engine) -> None:
@@ -250,9 +253,9 @@ def test_jobs_are_found_by_number_name_or_as_the_latest(engine: Engine) -> None:
 
 def test_an_empty_job_leaves_no_trace(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    jobs.begin_listing(engine, job.id)
+    listing.begin_listing(engine, job.id)
 
-    jobs.drop_empty(engine, job.id)
+    listing.drop_empty(engine, job.id)
 
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
@@ -269,23 +272,23 @@ def test_an_image_of_unknown_version_is_scored_but_never_current(engine: Engine)
 
     second = listed(engine, bare(3), replace(SPEC, key="bare"))
 
-    progress = results.progress(engine, second)
+    progress = job_progress(engine, second)
     assert (progress.queued, progress.skipped) == (3, 0)
     with reading(engine) as connection:
         current = connection.execute(select(Image.uri, Image.version).where(Image.current)).all()
         assert current == [(photo.uri, photo.version) for photo in photos(2, "s3://b/")]
         assert connection.execute(select(func.count()).where(Image.version == UNKNOWN_VERSION)).scalar() == 3
-    assert [row.version for row in results.results(engine, results.Wanted(all_versions=True))] == ["1", "1"]
+    assert [row.version for row in find_results(engine, results.Wanted(all_versions=True))] == ["1", "1"]
 
 
 def test_an_image_of_unknown_version_is_in_a_job_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    jobs.begin_listing(engine, job.id)
+    listing.begin_listing(engine, job.id)
 
-    assert jobs.add_images(engine, job.id, bare(2)).queued == 2
-    assert jobs.add_images(engine, job.id, bare(3)).queued == 1
-    assert jobs.add_images(engine, job.id, photos(4, "s3://b/")).queued == 1
-    assert jobs.add_images(engine, job.id, bare(4)).queued == 0
+    assert listing.add_images(engine, job.id, bare(2)).queued == 2
+    assert listing.add_images(engine, job.id, bare(3)).queued == 1
+    assert listing.add_images(engine, job.id, photos(4, "s3://b/")).queued == 1
+    assert listing.add_images(engine, job.id, bare(4)).queued == 0
 
 
 def test_what_failed_at_an_unknown_version_is_tried_again(engine: Engine) -> None:
@@ -294,7 +297,7 @@ def test_what_failed_at_an_unknown_version_is_tried_again(engine: Engine) -> Non
 
     second = listed(engine, bare(1), replace(SPEC, key="again"))
 
-    assert results.progress(engine, second).queued == 1
+    assert job_progress(engine, second).queued == 1
 
 
 @pytest.mark.parametrize("found", [[*bare(1), *photos(1, "s3://b/")], [*photos(1, "s3://b/"), *bare(1)]])
@@ -318,12 +321,12 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
 
 def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
-    jobs.begin_listing(engine, job.id)
+    listing.begin_listing(engine, job.id)
     dice = random.Random(1)
     noise = "".join(f"%{dice.randrange(256):02X}" for _ in range(2000))  # no compression makes it shorter
-    longest = Photo(("file:///" + noise)[: jobs.MAX_URI_BYTES], "123456789012-1700000000000000000")
+    longest = Photo(("file:///" + noise)[: listing.MAX_URI_BYTES], "123456789012-1700000000000000000")
 
-    added = jobs.add_images(engine, job.id, [*photos(2), longest, replace(longest, uri=longest.uri + "x")])
+    added = listing.add_images(engine, job.id, [*photos(2), longest, replace(longest, uri=longest.uri + "x")])
 
     assert (added.queued, added.too_long) == (3, 1)
 

@@ -15,14 +15,18 @@ from models import db
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import reading, writing
 from models.dialects import now_s
-from models.ledger import conditions, jobs, leases, recording, scheduling, workers
+from models.ledger import conditions, jobs, leases, recording, rescue, scheduling, workers
 from models.queries import results
+from models.queries.failures import count_failures, list_failures
+from models.queries.progress import job_progress
+from models.queries.results import find_results
 from models.tables import Chunk, Image, Item, Job, Score, Worker
+from qsit import process_id
 from qsit.errors import LeaseLost
 from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
 from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
 
-HERE = workers.identity()
+HERE = process_id.identity()
 DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
 
 
@@ -130,16 +134,16 @@ def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) 
     first, second, third = (item.image_id for item in claim.items)
 
     leases.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
-    assert results.progress(engine, job_id).running == 1
+    assert job_progress(engine, job_id).running == 1
     leases.record(engine, claim, [good(third)], 60)
     leases.hand_back(engine, claim)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 1, JobState.FINISHED)
-    assert results.failures_by_reason(engine, job_id) == {Reason.CORRUPT: 1}
-    result = next(results.results(engine, results.Wanted()))
+    assert count_failures(engine, job_id) == {Reason.CORRUPT: 1}
+    result = next(find_results(engine, results.Wanted()))
     assert (result.score, result.logits, result.job) == (0.25, (0.0, 1.0, 2.0, 3.0, 4.0), job_id)
-    (failure,) = results.failures(engine, job_id)
+    (failure,) = list_failures(engine, job_id)
     assert (failure.uri, failure.reason, failure.message) == (photos(3)[1].uri, Reason.CORRUPT, "broken")
 
 
@@ -151,7 +155,7 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
     leases.record(engine, claim, [good(first)], 60)
     leases.record(engine, claim, [good(first), good(first), Failed(first, Reason.CORRUPT, "no")], 60)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
     with reading(engine) as connection:
         assert connection.execute(select(Item.reason).where(Item.image_id == first)).scalar() is None
@@ -210,7 +214,7 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
         assert leases.extend(connection, owner, 60)
     leases.hand_back(engine, late)
 
-    assert results.progress(engine, job_id).running == 3
+    assert job_progress(engine, job_id).running == 3
     with reading(engine) as connection:
         assert connection.execute(select(func.count()).select_from(Score)).scalar() == 0
 
@@ -270,7 +274,7 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
     listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
     claimed(engine, owner="far:1:1.00")
 
-    assert scheduling.free_the_dead(engine) == 1
+    assert rescue.requeue_of_dead(engine) == 1
 
     assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
 
@@ -279,7 +283,7 @@ def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     listed(engine, photos(40))
     assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
 
-    assert scheduling.recover(engine) == 2
+    assert rescue.recover(engine) == 2
 
     assert scheduling.lanes(engine) == [LANE]
     assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
@@ -290,7 +294,7 @@ def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -
     claim = claimed(engine, owner=DEAD)
     leases.start(engine, claim, [claim.items[0].image_id])
 
-    scheduling.free_the_dead(engine)
+    rescue.requeue_of_dead(engine)
 
     assert [item.suspect for item in claimed(engine).items] == [True, False, False]
 
@@ -300,16 +304,16 @@ def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     claim = claimed(engine, owner=DEAD)
     bad = claim.items[0].image_id
     leases.start(engine, claim, [item.image_id for item in claim.items])
-    scheduling.free_the_dead(engine)
+    rescue.requeue_of_dead(engine)
 
     for losses in range(3):
-        assert results.progress(engine, job_id).failed == 0, losses
+        assert job_progress(engine, job_id).failed == 0, losses
         claim = claimed(engine, owner=DEAD)
         assert bad in [item.image_id for item in claim.items]
         leases.start(engine, claim, [bad], alone=True)
-        scheduling.free_the_dead(engine)
+        rescue.requeue_of_dead(engine)
 
-    assert results.failures_by_reason(engine, job_id) == {Reason.CRASHED: 1}
+    assert count_failures(engine, job_id) == {Reason.CRASHED: 1}
     assert [item.image_id for item in claimed(engine).items] != [bad]
 
 
@@ -319,11 +323,11 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
     for _ in range(6):
         claim = claimed(engine, owner=DEAD)
         leases.start(engine, claim, [item.image_id for item in claim.items])
-        scheduling.free_the_dead(engine)
+        rescue.requeue_of_dead(engine)
 
-    assert results.progress(engine, job_id).failed == 0
+    assert job_progress(engine, job_id).failed == 0
     assert score_all(engine) == 2
-    assert results.progress(engine, job_id).state is JobState.FINISHED
+    assert job_progress(engine, job_id).state is JobState.FINISHED
 
 
 def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
@@ -331,26 +335,26 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
         leases.start(engine, claim, [claim.items[0].image_id], alone=True)
-        scheduling.free_the_dead(engine)
+        rescue.requeue_of_dead(engine)
 
     jobs.finish_done_jobs(engine)
 
-    assert results.progress(engine, job_id).state is JobState.FINISHED
+    assert job_progress(engine, job_id).state is JobState.FINISHED
 
 
 def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, owner=DEAD)
     leases.start(engine, claim, [item.image_id for item in claim.items])
-    scheduling.free_the_dead(engine)
+    rescue.requeue_of_dead(engine)
 
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
         for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
             leases.start(engine, claim, [item.image_id], alone=True)
-        scheduling.free_the_dead(engine)
+        rescue.requeue_of_dead(engine)
 
-    (failure,) = results.failures(engine, job_id)
+    (failure,) = list_failures(engine, job_id)
     assert (failure.uri, failure.reason) == (photos(2)[1].uri, Reason.CRASHED)
     assert [item.uri for item in claimed(engine).items] == [photos(2)[0].uri]
 
@@ -366,7 +370,7 @@ def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: E
     claim = claimed(engine)
 
     assert (claim.job_id, len(claim.items)) == (second, 1)
-    assert results.progress(engine, second).scored == 3
+    assert job_progress(engine, second).scored == 3
 
 
 def test_rescoring_overwrites(engine: Engine) -> None:
@@ -377,7 +381,7 @@ def test_rescoring_overwrites(engine: Engine) -> None:
     claim = claimed(engine)
     leases.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
 
-    (result,) = results.results(engine, results.Wanted())
+    (result,) = find_results(engine, results.Wanted())
     assert (result.score, result.job) == (0.75, second)
 
 
@@ -404,9 +408,9 @@ def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: En
         assert not claim.items[1].suspect
         leases.start(engine, claim, [claim.items[0].image_id], alone=True)
         leases.start(engine, claim, [claim.items[1].image_id])
-        assert scheduling.free_the_dead(engine) == 1
+        assert rescue.requeue_of_dead(engine) == 1
 
-    assert results.progress(engine, job_id).failed == 0
+    assert job_progress(engine, job_id).failed == 0
 
 
 def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine: Engine) -> None:
@@ -423,9 +427,9 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
     leases.record(engine, claim, [Known(second.image_id, "v2")], 60)
     leases.hand_back(engine, claim)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.state, progress.scored, progress.failed) == (JobState.FINISHED, 2, 1)
-    [result] = results.results(engine, results.Wanted())
+    [result] = find_results(engine, results.Wanted())
     assert (result.uri, result.version, result.job) == (first.uri, "v1", job_id)
     with reading(engine) as connection:
         rows = connection.execute(select(Image.uri, Image.version).where(Image.current).order_by(Image.uri)).all()
@@ -442,8 +446,8 @@ def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Eng
     claim = claimed(engine)
     leases.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
 
-    assert [(one.version, one.score) for one in results.results(engine, results.Wanted())] == [("v2", 0.9)]
-    both = results.results(engine, results.Wanted(all_versions=True))
+    assert [(one.version, one.score) for one in find_results(engine, results.Wanted())] == [("v2", 0.9)]
+    both = find_results(engine, results.Wanted(all_versions=True))
     assert [one.version for one in both] == ["v1", "v2"]
 
 
@@ -456,9 +460,9 @@ def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -
     leases.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
     leases.hand_back(engine, claim)
 
-    progress = results.progress(engine, job_id)
+    progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 4, JobState.FINISHED)
-    assert [failure.message for failure in results.failures(engine, job_id)] == [
+    assert [failure.message for failure in list_failures(engine, job_id)] == [
         f"broken {image_id}\\0" for image_id in ids[:4]
     ]
 
@@ -510,8 +514,8 @@ def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
     with noting(engine) as noted:
         whole_turn(engine)
         scheduling.send(engine, LANE, ahead=2, lease_s=60)
-        scheduling.free_the_dead(engine)
-        scheduling.recover(engine)
+        rescue.requeue_of_dead(engine)
+        rescue.recover(engine)
         jobs.finish_done_jobs(engine)
 
     with reading(engine) as connection:
@@ -536,7 +540,7 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
 
     def work(number: int) -> int:
         scored = 0
-        while any(results.progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
+        while any(job_progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
             for message in scheduling.send(engine, LANE, ahead=6, lease_s=60):
                 claim = leases.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
                 if claim is None:
@@ -552,7 +556,7 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
     with ThreadPoolExecutor(4) as pool:
         total = sum(pool.map(work, range(4)))
 
-    progress = [results.progress(engine, job_id) for job_id in same]
+    progress = [job_progress(engine, job_id) for job_id in same]
     assert [(one.scored, one.failed, one.left) for one in progress] == [(300, 0, 0)] * 3
     assert 300 <= total <= 900
     with reading(engine) as connection:

@@ -22,8 +22,9 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 from models import db
 from models.claims import Failed, Scored
 from models.db import reading, writing
-from models.ledger import control, ingest, jobs, leases, scheduling, workers
+from models.ledger import control, ingest, jobs, leases, listing, rescue, scheduling
 from models.tables import Chunk, Item
+from qsit import process_id
 from qsit.errors import JobCancelled, LeaseLost, UsageError
 from qsit.states import ChunkState, ItemState, JobState, Reason
 from tests.models.test_jobs import LANE, SPEC, listed, photos
@@ -141,10 +142,10 @@ class Member:
             priority=self.random.randint(0, 2),
         )
         job_id = jobs.open_job(self.engine, spec).id
-        if jobs.begin_listing(self.engine, job_id):
-            jobs.add_images(self.engine, job_id, found[:6])
-            jobs.add_images(self.engine, job_id, found[6:])
-            jobs.end_listing(self.engine, job_id)
+        if listing.begin_listing(self.engine, job_id):
+            listing.add_images(self.engine, job_id, found[:6])
+            listing.add_images(self.engine, job_id, found[6:])
+            listing.end_listing(self.engine, job_id)
 
     def send(self) -> None:
         for message in scheduling.send(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
@@ -197,9 +198,9 @@ class Member:
             self.unsend: 1,
             self.let_time_pass: 6,
             self.submit: 6,
-            lambda: scheduling.recover(self.engine): 3,
-            lambda: scheduling.take_back_lost(self.engine, LANE, lease_s=LEASE_S): 2,
-            lambda: scheduling.free_the_dead(self.engine): 4,
+            lambda: rescue.recover(self.engine): 3,
+            lambda: rescue.requeue_lost(self.engine, LANE, lease_s=LEASE_S): 2,
+            lambda: rescue.requeue_of_dead(self.engine): 4,
             lambda: control.settle_cancelled(self.engine): 3,
             lambda: jobs.finish_done_jobs(self.engine): 4,
             lambda: control.pause(self.engine, self.any_job()): 4,
@@ -269,7 +270,7 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
     "send": lambda engine, job_id, ids: scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S),
     "unsend": lambda engine, job_id, ids: scheduling.unsend(engine, ids[::-1]),
-    "recover": lambda engine, job_id, ids: scheduling.recover(engine),
+    "recover": lambda engine, job_id, ids: rescue.recover(engine),
     "pause": lambda engine, job_id, ids: control.pause(engine, job_id),
     "cancel": lambda engine, job_id, ids: control.cancel(engine, job_id),
     "retry": lambda engine, job_id, ids: control.retry(engine, job_id),
@@ -383,7 +384,7 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
         if messages is not None:
             messages += sent
         for chunk_id in sent:
-            claim = leases.claim(engine, chunk_id, LANE, workers.identity(), LEASE_S)
+            claim = leases.claim(engine, chunk_id, LANE, process_id.identity(), LEASE_S)
             assert claim is not None
             good = [Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32") for item in claim.items]
             leases.record(engine, claim, good, LEASE_S)

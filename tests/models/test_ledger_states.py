@@ -26,9 +26,10 @@ from sqlalchemy import Engine, delete, update
 
 from models.claims import Claim, Failed, Findings, Known, Lane, Scored
 from models.db import writing
-from models.ledger import control, ingest, jobs, leases, scheduling, workers
+from models.ledger import control, ingest, jobs, leases, listing, rescue, scheduling, workers
 from models.ledger.jobs import JobSpec
 from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score, Scorer, Worker
+from qsit import process_id
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
@@ -91,8 +92,8 @@ class Hosts:
         if far:
             return f"far:{next(self._number)}:1.00"
         process = subprocess.Popen(["sleep", "3600"])
-        host = workers.identity().rsplit(":", 2)[0]
-        owner = f"{host}:{process.pid}:{workers._started(process.pid)}"
+        host = process_id.identity().rsplit(":", 2)[0]
+        owner = f"{host}:{process.pid}:{process_id._started(process.pid)}"
         self._living[owner] = process
         return owner
 
@@ -220,14 +221,14 @@ class LedgerMachine(RuleBasedStateMachine):
         job = self.model.jobs[job_id]
         if not job.is_being_listed:
             with pytest.raises(LeaseLost):
-                jobs.add_images(self.engine, job_id, photos)
+                listing.add_images(self.engine, job_id, photos)
             self.unchanged("list by another")
         elif job.state == JobState.CANCELLED:
             with pytest.raises(UsageError):
-                jobs.add_images(self.engine, job_id, photos)
+                listing.add_images(self.engine, job_id, photos)
             self.unchanged("list what is cancelled")
         else:
-            added = jobs.add_images(self.engine, job_id, photos)
+            added = listing.add_images(self.engine, job_id, photos)
             self.look("list")
             self.model.place(job_id, self.model.list(job_id, photos, added), self.now)
             self.check()
@@ -235,7 +236,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin_listing(self, job_id: int) -> None:
         job, row = self.model.jobs[job_id], self.now.jobs[job_id]
         is_free = not job.is_being_listed or row.lister_until < time.time()
-        taken = jobs.begin_listing(self.engine, job_id)
+        taken = listing.begin_listing(self.engine, job_id)
         assert taken == (is_free and not job.is_listed and job.state not in ENDED)
         if taken:
             job.is_being_listed, job.skipped, job.skipped_failed = True, 0, 0
@@ -258,7 +259,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         job = self.model.jobs[job_id]
         with killed_before(jobs, "finish_if_done", really=killed):
-            jobs.end_listing(self.engine, job_id)
+            listing.end_listing(self.engine, job_id)
         if job.is_being_listed:
             job.is_listed, job.is_being_listed = True, False
         self.look("end a listing")
@@ -266,7 +267,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert killed or not self.is_done(job_id)
 
     def give_up_a_listing(self, job_id: int) -> None:
-        jobs.give_up_listing(self.engine, job_id)
+        listing.give_up_listing(self.engine, job_id)
         self.model.jobs[job_id].is_being_listed = False
         self.look("give up a listing")
         self.check()
@@ -335,14 +336,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def take_back_lost(self) -> None:
         """Nothing waits in Redis."""
-        scheduling.take_back_lost(self.engine, LANE, lease_s=LEASE_S)
+        rescue.requeue_lost(self.engine, LANE, lease_s=LEASE_S)
         self.look("take back what was lost")
         self.check()
-        latest = time.time() + LEASE_S - scheduling.SETTLE_S
+        latest = time.time() + LEASE_S - rescue.SETTLE_S
         assert not [c for c in self.now.chunks.values() if c.state == ChunkState.SENT and c.until < latest]
 
     def recover(self) -> None:
-        count = scheduling.recover(self.engine)
+        count = rescue.recover(self.engine)
         before = self.look("recover", may_lose=True)
         self.check()
         freed = [chunk for chunk in before.chunks.values() if chunk.state in HELD]
@@ -353,7 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.owner)
 
     def free_the_dead(self) -> None:
-        scheduling.free_the_dead(self.engine)
+        rescue.requeue_of_dead(self.engine)
         self.look("free the dead", may_lose=True)
         self.check()
         for chunk in self.now.chunks.values():

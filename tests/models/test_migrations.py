@@ -16,8 +16,9 @@ from migrations.upgrade import upgrade
 from models import db
 from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
-from models.ledger import leases, scheduling, workers
+from models.ledger import leases, scheduling
 from models.tables import Base
+from qsit import process_id
 from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 from qsit.questions import Question
 from qsit.states import Reason
@@ -121,7 +122,7 @@ def test_the_views_show_scores_failures_and_what_waits(engine: Engine) -> None:
     with reading(engine) as connection:
         assert connection.execute(text("SELECT job, waiting FROM qsit_backlog")).one() == (job, 40)
     (message, *_) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
-    claim = leases.claim(engine, message.chunk_id, LANE, workers.identity(), 60)
+    claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
     assert claim is not None
     leases.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)
     leases.hand_back(engine, claim)

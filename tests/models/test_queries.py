@@ -11,10 +11,11 @@ from sqlalchemy import Engine, delete, insert
 
 from models.claims import Scored
 from models.db import writing
-from models.ledger import leases, scheduling, workers
-from models.queries import pagination, results
-from models.queries.results import Sort, Wanted
+from models.ledger import leases, scheduling
+from models.queries import pagination
+from models.queries.results import Sort, Wanted, find_results
 from models.tables import AnswerRow, Base, Image, Job, QuestionRow, Score, Scorer
+from qsit import process_id
 from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
 
 
@@ -25,7 +26,7 @@ def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     listed(engine, [*photos(20), *photos(10, "file:///q/")])
     while messages := scheduling.send(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
-            claim = leases.claim(engine, message.chunk_id, LANE, workers.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
             assert claim is not None
             logits = (0.0, 0.0, 0.0, 0.0, 0.0)
             scores = [Scored(item.image_id, item.image_id % 5 / 4, logits, "float32") for item in claim.items]
@@ -36,7 +37,7 @@ def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 @pytest.mark.parametrize("sort", ["score", "-score", "uri", "-scored_at"])
 def test_every_order_gives_every_row_once(library: Engine, sort: Sort) -> None:
-    rows = list(results.results(library, Wanted(sort=sort)))
+    rows = list(find_results(library, Wanted(sort=sort)))
 
     assert len({row.uri for row in rows}) == len(rows) == 30
     key = sort.removeprefix("-")
@@ -46,14 +47,14 @@ def test_every_order_gives_every_row_once(library: Engine, sort: Sort) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 14, 30, 99])
 def test_a_limit_is_kept(library: Engine, limit: int) -> None:
-    every = list(results.results(library, Wanted()))
+    every = list(find_results(library, Wanted()))
 
-    assert list(results.results(library, Wanted(limit=limit))) == every[:limit]
+    assert list(find_results(library, Wanted(limit=limit))) == every[:limit]
 
 
 def test_filters(library: Engine) -> None:
     def count(wanted: Wanted) -> int:
-        return len(list(results.results(library, wanted)))
+        return len(list(find_results(library, wanted)))
 
     assert count(Wanted(under="file:///q/")) == 10
     assert count(Wanted(under="file:///p/00001")) == 10
@@ -68,7 +69,7 @@ def test_two_scorers_of_one_photo_are_two_results(library: Engine) -> None:
     listed(library, photos(20), replace(SPEC, procedure="rating-1/as-stored-1"))
     score_all(library)
 
-    rows = list(results.results(library, Wanted(sort="uri", under="file:///p/")))
+    rows = list(find_results(library, Wanted(sort="uri", under="file:///p/")))
 
     assert len(rows) == 40
     assert len({(row.uri, row.procedure) for row in rows}) == 40
@@ -192,6 +193,6 @@ def test_results_are_those_of_a_plain_filter_and_sort(
             patched.setattr(pagination, "EFFORT", data.draw(st.integers(1, 12)))
             found = [
                 (result.image_id, result.scorer_id, [each.job for each in result.answers])
-                for result in results.results(engine, wanted)
+                for result in find_results(engine, wanted)
             ]
         assert found == expected(library, wanted), wanted

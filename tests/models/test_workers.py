@@ -12,6 +12,7 @@ from models.db import writing
 from models.dialects import now_s
 from models.ledger import workers
 from models.tables import Worker
+from qsit import process_id
 from qsit.states import WorkerState
 
 
@@ -22,8 +23,8 @@ def worker(owner: str, broker: str = "") -> Worker:
 
 
 def test_a_process_knows_itself_to_live() -> None:
-    assert not workers.is_dead(workers.identity())
-    assert workers.identity() == workers.identity()
+    assert not process_id.is_dead(process_id.identity())
+    assert process_id.identity() == process_id.identity()
 
 
 def test_an_ended_process_of_this_host_is_dead() -> None:
@@ -31,21 +32,21 @@ def test_an_ended_process_of_this_host_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     owner = child.stdout.readline().strip()
-    assert not workers.is_dead(owner)
+    assert not process_id.is_dead(owner)
 
     child.communicate("\n")
 
-    assert workers.is_dead(owner)
+    assert process_id.is_dead(owner)
 
 
 def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
-    host = workers.identity().rsplit(":", 2)[0]
+    host = process_id.identity().rsplit(":", 2)[0]
 
-    assert workers.is_dead(f"{host}:{os.getpid()}:12345.00")
+    assert process_id.is_dead(f"{host}:{os.getpid()}:12345.00")
 
 
 def test_nothing_is_known_of_another_host() -> None:
-    assert not workers.is_dead("elsewhere.example:1:12345.00")
+    assert not process_id.is_dead("elsewhere.example:1:12345.00")
 
 
 def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
@@ -60,8 +61,8 @@ def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
 
     owner = done.stdout.strip()
     assert owner.startswith(f"{socket.gethostname()}.")
-    assert owner.rsplit(":", 2)[0] != workers.identity().rsplit(":", 2)[0]
-    assert not workers.is_dead(owner)
+    assert owner.rsplit(":", 2)[0] != process_id.identity().rsplit(":", 2)[0]
+    assert not process_id.is_dead(owner)
 
 
 def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "readlink", refuse)
 
-    assert workers._host.__wrapped__() == socket.gethostname()
+    assert process_id._host.__wrapped__() == socket.gethostname()
 
 
 def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from models.queries.results import Progress, Result
-from producer import export, formatting
+from models.queries.progress import Progress
+from models.queries.results import Result
+from producer import export, formatting, summary
 from qsit.states import JobState, Reason
 
 RESULT = Result(
@@ -31,20 +32,20 @@ def test_the_summary_has_the_scale_that_is_wanted_and_counts_answers() -> None:
     asking = replace(PROGRESS, asks=True)
 
     words = "\n".join(
-        formatting.summary(asking, 1087, 10.0, [RESULT], [], {}, "sqlite:///x", "X=y qsit", scale="1-5", answers=2174)
+        summary.summary(asking, 1087, 10.0, [RESULT], [], {}, "sqlite:///x", "X=y qsit", scale="1-5", answers=2174)
     )
 
     assert "2.000  Bad" in words
     assert "100 skipped (have their score and answers)" in words
     assert "2,174 answers given; to see them: X=y qsit results --job 7 --answers" in words
-    assert "answers" not in "\n".join(formatting.summary(PROGRESS, 1087, 10.0, [RESULT], [], {}, "sqlite:///x"))
+    assert "answers" not in "\n".join(summary.summary(PROGRESS, 1087, 10.0, [RESULT], [], {}, "sqlite:///x"))
 
 
 def test_with_nothing_to_do_it_is_said_what_was_done_before() -> None:
     done = replace(PROGRESS, scored=0, failed=0)
 
-    assert "every photo was scored or tried before" in "\n".join(formatting.summary(done, 0, 1.0, [], [], {}, "x"))
-    asked = "\n".join(formatting.summary(replace(done, asks=True), 0, 1.0, [], [], {}, "x"))
+    assert "every photo was scored or tried before" in "\n".join(summary.summary(done, 0, 1.0, [], [], {}, "x"))
+    asked = "\n".join(summary.summary(replace(done, asks=True), 0, 1.0, [], [], {}, "x"))
     assert "every photo was scored and asked about or tried before" in asked
     assert "no new answers; to see those of before: qsit results --answers" in asked
 
@@ -56,12 +57,12 @@ def test_times_of_other_zones_are_given_in_utc() -> None:
 def test_the_demo_model_is_called_one_wherever_its_scores_appear() -> None:
     assert export.write_results([replace(RESULT, model="demo")], "paths", "0-1", io.StringIO())
     assert not export.write_results([RESULT], "paths", "0-1", io.StringIO())
-    lines = list(formatting.summary(replace(PROGRESS, model="demo"), 5, 1.0, [RESULT], [], {}, "sqlite:///x"))
+    lines = list(summary.summary(replace(PROGRESS, model="demo"), 5, 1.0, [RESULT], [], {}, "sqlite:///x"))
     assert "no substitute" in lines[-1]
 
 
 def test_the_summary_counts_and_points_on() -> None:
-    words = "\n".join(formatting.summary(PROGRESS, 1087, 10.0, [RESULT], [], {Reason.CORRUPT: 10}, "sqlite:///x"))
+    words = "\n".join(summary.summary(PROGRESS, 1087, 10.0, [RESULT], [], {Reason.CORRUPT: 10}, "sqlite:///x"))
 
     assert "1,200 photos: 1,087 scored, 100 skipped" in words
     assert "10 corrupt; see: qsit failures 7" in words

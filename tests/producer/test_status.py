@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from models.ledger.workers import WorkerInfo
-from models.queries.results import Progress, Silence
+from models.queries.progress import Progress, Silence
 from producer import status
 from producer.status import Status
 from qsit.states import JobState, Reason, WorkerState

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models import db
-from models.queries import results
+from models.queries.progress import Progress, job_progress
 from producer import question_files, submit
 from producer.submit import Request, opened
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
@@ -22,10 +22,10 @@ def gone(error: DatabaseUnavailable) -> None:
     raise error
 
 
-def job_of(engine: Engine, request: Request) -> results.Progress:
+def job_of(engine: Engine, request: Request) -> Progress:
     with opened(engine, request, gone) as lister:
         lister.list(lambda _: None)
-        return results.progress(engine, lister.job.id)
+        return job_progress(engine, lister.job.id)
 
 
 def listed_uris(engine: Engine) -> list[str]:
@@ -139,7 +139,7 @@ def test_an_interrupted_listing_is_taken_up_by_the_same_request(
 
     with opened(engine, request, gone) as lister, pytest.raises(KeyboardInterrupt):
         lister.list(interrupt)
-    half = results.progress(engine, lister.job.id)
+    half = job_progress(engine, lister.job.id)
     assert (half.is_listed, half.listed) == (False, 2)
 
     whole = job_of(engine, request)
@@ -165,7 +165,7 @@ def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine:
 
     with opened(engine, Request((str(photos), str(tmp_path)), model="demo"), gone) as lister:
         lister.list(lambda _: None)
-        progress = results.progress(engine, lister.job.id)
+        progress = job_progress(engine, lister.job.id)
 
     assert (progress.is_listed, progress.queued) == (True, 2)
     assert lister.listing.unreadable == ["1 photo: the URI is longer than 2,500 bytes"]

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 
 from models.db import reading
 from models.ledger.leases import LOSSES_TO_CRASHED
-from models.queries import results
+from models.queries.progress import job_progress
 from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 
@@ -177,7 +177,7 @@ INVARIANTS = (
 def check_progress(engine: Engine, now: Snapshot, job_ids: Sequence[int]) -> None:
     """Every listed image is in exactly one of the sums that `status` shows."""
     for job_id in job_ids:
-        progress, job, chunks = results.progress(engine, job_id), now.jobs[job_id], now.of_job(job_id)
+        progress, job, chunks = job_progress(engine, job_id), now.jobs[job_id], now.of_job(job_id)
         assert progress.to_do == sum(chunk.size for chunk in chunks), progress
         assert progress.listed == progress.to_do + job.skipped + job.skipped_failed, progress
         assert min(progress.queued, progress.running, progress.scored, progress.failed, progress.cancelled) >= 0

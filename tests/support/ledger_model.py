@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.claims import Claim, Failed, Findings, Known, Scored
-from models.ledger.jobs import Added
 from models.ledger.leases import LOSSES_TO_CRASHED
+from models.ledger.listing import Added
 from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
 from tests.models.test_jobs import Photo
 from tests.support.ledger_invariants import Snapshot

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, update
 from migrations.upgrade import upgrade
 from models import db
 from models.db import writing
-from models.ledger import leases, scheduling
+from models.ledger import leases, rescue, scheduling
 from models.tables import Chunk
 from qsit.errors import BrokerUnavailable
 from tests.models.test_jobs import LANE, listed, photos
@@ -77,7 +77,7 @@ def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Ce
     dispatch.top_up(engine, app, LANE, 60)
     assert queue.llen(name) == 0, "it may be on its way to a worker"
     with writing(engine) as connection:
-        connection.execute(update(Chunk).values(until=Chunk.until - scheduling.SETTLE_S - 1))
+        connection.execute(update(Chunk).values(until=Chunk.until - rescue.SETTLE_S - 1))
     dispatch.top_up(engine, app, LANE, 60)
 
     assert queue.llen(name) == dispatch.AHEAD

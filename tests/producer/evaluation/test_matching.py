@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import Engine
 
 from models.claims import Lane, Scored
-from models.ledger import leases, scheduling, workers
+from models.ledger import leases, scheduling
 from models.queries import scorers
 from producer.evaluation import matching
 from producer.evaluation.labels import Label
 from producer.evaluation.matching import Joined, Pair, join, place_of
-from qsit.sources.local import uri_of
+from qsit import process_id
+from qsit.sources.uris import uri_of
 from tests.models.test_jobs import SPEC, Photo, listed
 
 
@@ -24,7 +25,7 @@ def scored(engine: Engine, scores: dict[str, float], version: str = "1", **spec:
     lane = Lane(wanted.model, wanted.revision)
     while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
         for message in messages:
-            claim = leases.claim(engine, message.chunk_id, lane, workers.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, lane, process_id.identity(), 60)
             assert claim is not None
             logits = (0.0, 1.0, 2.0, 3.0, 4.0)
             done = [Scored(item.image_id, scores[item.uri], logits, "float32") for item in claim.items]

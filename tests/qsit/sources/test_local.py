@@ -11,8 +11,8 @@ import pytest
 
 from qsit.errors import ImageError, SourceError, WorkerFault
 from qsit.sources.filters import Found
-from qsit.sources.local import local_path, path_of, uri_of
-from qsit.sources.source import Listing, Reader, prefix_of
+from qsit.sources.source import Listing, Reader
+from qsit.sources.uris import local_path, path_of, prefix_of, uri_of
 from qsit.states import Reason
 
 CONTENT = b"a photo, as far as a listing knows"

@@ -1,0 +1,159 @@
+"""How far a job is, how fast it goes, and which workers have gone silent."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, exists, false, func, or_, select
+
+from models.db import reading
+from models.dialects import now_s
+from models.queries.answers import Given as Given
+from models.queries.pagination import Sort as Sort
+from models.queries.pagination import Wanted as Wanted
+from models.tables import (
+    AnswerRow,
+    Chunk,
+    Job,
+    JobQuestion,
+    Score,
+    Scorer,
+    Worker,
+)
+from qsit.errors import JobNotFound
+from qsit.states import ChunkState, JobState
+
+PACE_OVER = timedelta(minutes=5)
+
+
+PACE_SCORES = 5000
+"""The pace is taken from so many newest scores at most: enough to tell, and soon counted."""
+
+
+PACE_LEAST_S = 2.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: counts of images."""
+
+    job: int
+    name: str | None
+    state: JobState
+    model: str
+    revision: str
+    procedure: str
+    is_listed: bool
+    skipped: int  # scored before
+    skipped_failed: int  # failed before, by their own fault
+    queued: int  # waiting in the ledger or in Redis
+    running: int  # in chunks that a worker holds
+    scored: int
+    failed: int
+    cancelled: int
+    max_failed: str
+    private: bool
+    is_being_listed: bool  # a process is at it, or was lately
+    created_at: datetime
+    finished_at: datetime | None
+    asks: bool = False  # about its photos, beside scoring them
+
+    @property
+    def listed(self) -> int:
+        """Images found so far."""
+        return self.to_do + self.skipped + self.skipped_failed
+
+    @property
+    def to_do(self) -> int:
+        """Images that are or were to be scored by this job."""
+        return self.queued + self.running + self.scored + self.failed + self.cancelled
+
+    @property
+    def left(self) -> int:
+        """Images that are still to be scored."""
+        return self.queued + self.running
+
+    @property
+    def tolerated(self) -> bool:
+        """Whether its failures are within what --max-failed allows."""
+        if self.max_failed.endswith("%"):
+            return self.failed <= self.to_do * float(self.max_failed[:-1]) / 100
+        return self.failed <= int(self.max_failed)
+
+
+def job_progress(engine: Engine, job_id: int) -> Progress:
+    """The progress of a job, summed over its chunks. Raises JobNotFound when its lister has given it up, empty."""
+    with reading(engine) as connection:
+        job = connection.execute(
+            select(
+                Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
+                Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
+                func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
+                exists().where(JobQuestion.job_id == Job.id).label("asks"),
+            ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
+        ).one_or_none()  # fmt: skip
+        if job is None:
+            raise JobNotFound(f"job {job_id} is no longer there: nothing was listed into it")
+        sums = (func.sum(Chunk.size), func.sum(Chunk.scored), func.sum(Chunk.failed))
+        by_state = select(Chunk.state, *sums).where(Chunk.job_id == job_id).group_by(Chunk.state)
+        rows = connection.execute(by_state).all()
+    left = {state: int(size - scored - failed) for state, size, scored, failed in rows}
+    return Progress(
+        job=job_id, name=job.name, state=JobState(job.state), model=job.model, revision=job.revision,
+        procedure=job.procedure, is_listed=job.listed_at is not None, skipped=job.skipped,
+        skipped_failed=job.skipped_failed, queued=left.get(ChunkState.QUEUED, 0) + left.get(ChunkState.SENT, 0),
+        running=left.get(ChunkState.LEASED, 0), scored=sum(int(row[2]) for row in rows),
+        failed=sum(int(row[3]) for row in rows), cancelled=left.get(ChunkState.DONE, 0),
+        max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
+        created_at=job.created_at, finished_at=job.finished_at, asks=bool(job.asks),
+    )  # fmt: skip
+
+
+def count_answers(engine: Engine, job_id: int) -> int:
+    """How many answers a job has got, of those that no other has got anew."""
+    with reading(engine) as connection:
+        query = select(func.count()).select_from(AnswerRow).where(AnswerRow.job_id == job_id)
+        return connection.execute(query).scalar_one()
+
+
+def measure_pace(engine: Engine, job_id: int) -> float | None:
+    """Scores a second of a job over the last minutes; None when there are too few to tell."""
+    now = datetime.now(UTC)
+    scorer = select(Job.scorer_id).where(Job.id == job_id).scalar_subquery()
+    newest = (
+        select(Score.job_id, Score.scored_at)
+        .where(Score.scorer_id == scorer, Score.scored_at > now - PACE_OVER)
+        .order_by(Score.scored_at.desc())
+        .limit(PACE_SCORES)
+        .subquery()
+    )
+    query = select(func.count(), func.min(newest.c.scored_at)).where(newest.c.job_id == job_id)
+    with reading(engine) as connection:
+        number, first = connection.execute(query).one()
+    seconds = (now - first).total_seconds() if first is not None else 0.0
+    return number / seconds if seconds >= PACE_LEAST_S else None
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Chunks of a job that a worker holds of which nothing was heard for long; left_s: until others may have them."""
+
+    owner: str
+    chunks: int
+    quiet_s: float | None  # None when it is not known to the ledger
+    left_s: float
+
+
+def silent_workers(engine: Engine, job_id: int, longer_than_s: float) -> list[Silence]:
+    """Who holds chunks of a job and has not been heard of for so long."""
+    now = now_s()
+    quiet = now - Worker.seen_at
+    query = (
+        select(Chunk.owner, func.count(), func.max(quiet), func.max(Chunk.until - now))
+        .outerjoin(Worker, Worker.owner == Chunk.owner)
+        .where(Chunk.job_id == job_id, Chunk.state == ChunkState.LEASED)
+        .where(or_(Worker.owner.is_(None), quiet > longer_than_s))
+        .group_by(Chunk.owner)
+        .order_by(Chunk.owner)
+    )
+    with reading(engine) as connection:
+        return [Silence(row[0] or "", row[1], row[2], max(0.0, row[3] or 0.0)) for row in connection.execute(query)]
