@@ -25,7 +25,7 @@ from models import db
 from models.claims import Claim, Failed, Scored
 from models.ledger import ingest, jobs, leases, rescue, scheduling, workers
 from models.queries.progress import job_progress
-from models.tables import Worker
+from models.tables import WorkerRow
 from qsit.states import Reason, WorkerState
 
 BATCH = 64
@@ -88,9 +88,9 @@ def owner(number: int) -> str:
 def begin(engine: Engine) -> deque[int]:
     """Sixteen workers, all but the first with a chunk in hand. What waits in Redis."""
     for number in range(1, WORKERS + 1):
-        workers.announce(
+        workers.register(
             engine,
-            Worker(
+            WorkerRow(
                 owner=owner(number), broker="", model=LANE.model, revision=LANE.revision, device="cuda:0",
                 dtype="float16", state=WorkerState.READY,
             ),
@@ -103,7 +103,7 @@ def begin(engine: Engine) -> deque[int]:
 
 
 def send(engine: Engine) -> list[scheduling.Message]:
-    return scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S)
+    return scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S)
 
 
 def rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen: random.Random) -> None:
@@ -121,7 +121,7 @@ def rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen
         if len(ids) == BATCH and not failed:
             clock.took[TOGETHER].append(clock.took["claim"][-1] + clock.took["record"][-1])
         with clock.timing("hand_back"):
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
 
 
 def claimed(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
@@ -133,7 +133,7 @@ def claimed(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
 
 def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random) -> None:
     with clock.timing("start"):
-        leases.start(engine, claim, ids)
+        leases.mark_in_flight(engine, claim, ids)
     results: list[Scored | Failed] = [
         Failed(image_id, Reason.CORRUPT, "the file is truncated")
         if index < failed
@@ -149,14 +149,14 @@ def asked_by_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> N
 
     def beat() -> None:
         with db.writing(engine) as connection:
-            workers.beat(connection, owner(1))
-            leases.extend(connection, claim, LEASE_S)
+            workers.heartbeat(connection, owner(1))
+            leases.renew(connection, claim, LEASE_S)
 
     asked: dict[str, Callable[[], object]] = {
         "heartbeat": beat,
         "finish_done_jobs": lambda: jobs.finish_done_jobs(engine),
         "free_the_dead": lambda: rescue.requeue_of_dead(engine),
-        "lanes": lambda: scheduling.lanes(engine),
+        "lanes": lambda: scheduling.queues_with_work(engine),
         "progress": lambda: job_progress(engine, JOB),
     }
     for name, ask in asked.items():

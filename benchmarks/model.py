@@ -31,7 +31,7 @@ from benchmarks.peers import Transformers
 from models.claims import ClaimedItem, Scored
 from worker.inference import forward
 from worker.inference.tiles import Tiling
-from worker.pipeline import Pipeline, Ready
+from worker.pipeline import Pipeline, PreparedPhoto
 from worker.qsit import DTYPES, QSit, default_dtype
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
@@ -64,7 +64,7 @@ def score_all(model: QSit, dtype: str, loaders: int, images: Sequence[Image.Imag
     items = [ClaimedItem(number, "", "", False) for number in range(len(images))]
     batches = pipeline.run(
         items,
-        lambda item, _: Ready(model.prepare(images[item.image_id])),
+        lambda item, _: PreparedPhoto(model.prepare(images[item.image_id])),
         lambda image_ids, alone: None,
         turn_s=float("inf"),
         stopping=lambda: False,

@@ -31,7 +31,7 @@ from migrations.upgrade import upgrade
 from models import db
 from models.claims import ClaimedItem
 from models.ledger import ingest
-from models.tables import Score, Worker
+from models.tables import ScoreRow, WorkerRow
 from producer.monitor import POLL_S
 from producer.submit import Request, opened
 from qsit import settings
@@ -42,7 +42,7 @@ from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
 from tests.support.programs import make_photos, run, until
 from worker import COMMAND
 from worker.imaging.decode import decode
-from worker.pipeline import Pipeline, Ready
+from worker.pipeline import Pipeline, PreparedPhoto
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 COPIES = 20
@@ -98,7 +98,7 @@ class Running:
 
     def ready(self) -> int:
         with db.reading(self.engine) as connection:
-            query = select(func.count()).select_from(Worker).where(Worker.state == WorkerState.READY)
+            query = select(func.count()).select_from(WorkerRow).where(WorkerRow.state == WorkerState.READY)
             return int(connection.execute(query).scalar_one())
 
     def submit(self, photos: Path) -> float:
@@ -134,7 +134,7 @@ class Running:
     def records(self) -> int:
         """How many times results were recorded."""
         with db.reading(self.engine) as connection:
-            return int(connection.execute(select(func.count(Score.scored_at.distinct()))).scalar_one())
+            return int(connection.execute(select(func.count(ScoreRow.scored_at.distinct()))).scalar_one())
 
     def told(self) -> dict[int, list[tuple[float, float, int]]]:
         """The batches of each worker: begin, end, photos."""
@@ -230,11 +230,11 @@ def steps(folder: Path, budget: int) -> tuple[float, float]:
     found = list(Listing().walk(str(folder)))
     items = [ClaimedItem(index, each.uri, each.version, False) for index, each in enumerate(found)]
 
-    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:
         with reader.opened(item.uri, item.version) as photo:
             data = photo.read()
         decoding()
-        return Ready(model.prepare(decode(data, max_pixels=10**8)))
+        return PreparedPhoto(model.prepare(decode(data, max_pixels=10**8)))
 
     size = budget // null_worker.TOKENS
     began = time.process_time()

@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.model import PHOTO
 from benchmarks.peers import Transformers
-from qsit.questions import READY, Question
+from qsit.questions import BUILTIN_QUESTIONS, Question
 from worker.qsit import DTYPES, QSit, default_dtype
 
 QUESTIONS = (
@@ -35,7 +35,9 @@ QUESTIONS = (
 
 def ways(model: QSit, peer: Transformers | None, photo: Image.Image, tokens: int) -> dict[str, Callable[[], Any]]:
     image = model.prepare(photo)
-    with_choices: list[Question] = [question for question in READY.values() if question.choices][: len(QUESTIONS)]
+    with_choices: list[Question] = [question for question in BUILTIN_QUESTIONS.values() if question.choices][
+        : len(QUESTIONS)
+    ]
     found: dict[str, Callable[[], Any]] = {
         "rating alone": lambda: model.score([image]),
         "and three questions": lambda: model.look([image], QUESTIONS, max_new_tokens=1),

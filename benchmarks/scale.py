@@ -35,19 +35,20 @@ from benchmarks import library
 from benchmarks.library import BIG_JOB, GOOD_MONTH, MODEL, SECOND_JOB, SECOND_MODEL, Library
 from migrations.upgrade import upgrade
 from models import db
-from models.claims import Lane
+from models.claims import QueueKey
 from models.ledger import jobs, leases, listing, scheduling, workers
 from models.ledger.jobs import JobSpec
 from models.queries import results
 from models.queries.failures import count_failures, list_failures
+from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
-from models.queries.results import Wanted, find_results
+from models.queries.results import find_results
 from producer.private_run import broker_program
 from producer.submit import BATCH
 from worker import dispatch
 from worker.app import configuration
 
-LANE = Lane(MODEL, "r1")
+LANE = QueueKey(MODEL, "r1")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
     """What people ask, each time about something else."""
 
     def wanted(**about: Any) -> list[results.Result]:
-        return list(find_results(engine, Wanted(**{"limit": 50, **about})))
+        return list(find_results(engine, ResultFilter(**{"limit": 50, **about})))
 
     def night() -> int:
         return chosen.randrange(BIG_JOB + 1, SECOND_JOB)
@@ -197,9 +198,9 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
         "the worst 50 under the good month": lambda: wanted(under=f"s3://photos/{GOOD_MONTH}/"),
         "the newest 50 under a month": lambda: wanted(under=month(), sort="-scored_at"),
         "the first 50 by URI under a month": lambda: wanted(under=month(), sort="uri"),
-        "below 0.1 under a year": lambda: wanted(under=year(), most=0.1),
-        "below 0.1 under a month": lambda: wanted(under=month(), most=0.1),
-        "below 0.1 under a month, by URI": lambda: wanted(under=month(), most=0.1, sort="uri"),
+        "below 0.1 under a year": lambda: wanted(under=year(), max_score=0.1),
+        "below 0.1 under a month": lambda: wanted(under=month(), max_score=0.1),
+        "below 0.1 under a month, by URI": lambda: wanted(under=month(), max_score=0.1, sort="uri"),
         "the worst 50 of the big job": lambda: wanted(job=BIG_JOB),
         "the worst 50 of a night's job": lambda: wanted(job=night()),
         "the newest 50 of the big job": lambda: wanted(job=BIG_JOB, sort="-scored_at"),
@@ -219,8 +220,8 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
 
 
 def send_and_claim(engine: Engine) -> object:
-    lane = Lane(LANE.model, LANE.revision, "a broker of its own", BIG_JOB)
-    (message,) = scheduling.send(engine, lane, ahead=1, lease_s=3600)
+    lane = QueueKey(LANE.model, LANE.revision, "a broker of its own", BIG_JOB)
+    (message,) = scheduling.stage_chunks(engine, lane, ahead=1, lease_s=3600)
     return leases.claim(engine, message.chunk_id, LANE, "gpu1:1:1.00", 3600)
 
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from models.db import connect, in_turn, writing
+from models.db import advisory_lock, connect, writing
 from models.tables import Base
 from qsit.settings import default_database_url
 
@@ -10,7 +10,7 @@ url = context.config.attributes.get("url") or default_database_url()
 engine = connect(url, create=True)
 
 with writing(engine) as connection:
-    in_turn(connection, "migrations")
+    advisory_lock(connection, "migrations")
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

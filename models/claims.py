@@ -8,7 +8,7 @@ from qsit.states import Reason
 
 
 @dataclass(frozen=True)
-class Lane:
+class QueueKey:
     """
     Which chunks a worker takes: those for its model, sent through its broker.
 
@@ -23,7 +23,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ExistingResults:
     """What the ledger has of an image already: its score, and the questions with an answer."""
 
     score: float | None = None
@@ -36,7 +36,7 @@ class ClaimedItem:
     uri: str
     version: str
     suspect: bool  # it was in flight when a worker died, and must run alone
-    found: Findings = Findings()
+    found: ExistingResults = ExistingResults()
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Claim:
     questions: Mapping[int, Question] = field(default_factory=dict)
     ask_below: float | None = None
 
-    def to_ask(self, score: float, found: Findings) -> list[int]:
+    def to_ask(self, score: float, found: ExistingResults) -> list[int]:
         """The questions that an image of that score still needs an answer to."""
         if self.ask_below is not None and score >= self.ask_below:
             return []
         return [each for each in self.questions if self.rescore or each not in found.answered]
 
-    def is_settled(self, found: Findings) -> bool:
+    def is_settled(self, found: ExistingResults) -> bool:
         """Whether an image of which that is known needs nothing more."""
         return found.score is not None and not self.rescore and not self.to_ask(found.score, found)
 
@@ -84,7 +84,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Known:
+class AlreadyScored:
     """An image that had its score already, and may have got answers. The others are as for Scored."""
 
     image_id: int
@@ -100,4 +100,4 @@ class Failed:
     message: str
 
 
-Result = Scored | Known | Failed
+Result = Scored | AlreadyScored | Failed

@@ -37,7 +37,7 @@ SCHEMA = "0006"
 
 LOCKED_S = 10.0
 """How long another may write to SQLite before the database is taken to be away."""
-PATIENCE = {
+CONNECT_ARGS = {
     "connect_timeout": 10,
     # a server that is gone without a word is noticed within half a minute
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
@@ -63,12 +63,12 @@ def parse_url(url: str) -> URL:
     if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database not in (None, "", ":memory:"):
         return parsed
     raise DatabaseError(
-        f"QSIT_DATABASE_URL: {shown(parsed)} is neither a SQLite file (sqlite:////path/qsit.db) "
+        f"QSIT_DATABASE_URL: {redacted(parsed)} is neither a SQLite file (sqlite:////path/qsit.db) "
         "nor PostgreSQL (postgresql://user@host/name)"
     )
 
 
-def shown(url: URL) -> str:
+def redacted(url: URL) -> str:
     """A URL as it may be shown: without its password, wherever that stands."""
     return url.difference_update_query(["password"]).render_as_string()
 
@@ -86,7 +86,7 @@ def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engi
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
         try:
-            engine = create_engine(parsed, connect_args=PATIENCE)
+            engine = create_engine(parsed, connect_args=CONNECT_ARGS)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)
@@ -176,7 +176,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def in_turn(connection: Connection, what: str) -> None:
+def advisory_lock(connection: Connection, what: str) -> None:
     """Until the transaction ends, no other does the same; SQLite's write lock sees to that by itself."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"qsit.{what}"))))
@@ -194,15 +194,17 @@ def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except PoolTimeout as error:
-        raise DatabaseUnavailable(f"no connection to the database {shown(engine.url)} became free in time") from error
+        raise DatabaseUnavailable(
+            f"no connection to the database {redacted(engine.url)} became free in time"
+        ) from error
     except InvalidRequestError as error:
         if str(error) != "This connection is closed":  # which is what the pool says when two in a row were
             raise
-        raise DatabaseUnavailable(f"the database {shown(engine.url)} closes its connections") from error
+        raise DatabaseUnavailable(f"the database {redacted(engine.url)} closes its connections") from error
     except DBAPIError as error:
         reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
         kind = DatabaseUnavailable if _may_pass(error) else DatabaseError
-        raise kind(f"the database {shown(engine.url)} cannot be used: {reason}") from error
+        raise kind(f"the database {redacted(engine.url)} cannot be used: {reason}") from error
 
 
 def _may_pass(error: DBAPIError) -> bool:
@@ -212,7 +214,7 @@ def _may_pass(error: DBAPIError) -> bool:
     return error.connection_invalidated or is_standby or (isinstance(error, OperationalError) and not is_wrong)
 
 
-def storable(text: str) -> str:
+def sanitize_text(text: str) -> str:
     """Text that every database takes: undecodable bytes of file names, and NUL, are spelled out."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
@@ -229,10 +231,10 @@ def check_schema(engine: Engine) -> None:
         return
     refuse_newer_schema(engine)
     has = "no qsit schema yet" if found is None else f"schema {found}, and this qsit needs {SCHEMA}"
-    raise SchemaMismatch(f"the database {shown(engine.url)} has {has}; run: qsit db upgrade")
+    raise SchemaMismatch(f"the database {redacted(engine.url)} has {has}; run: qsit db upgrade")
 
 
-def ready(url: str) -> Engine:
+def open_ledger(url: str) -> Engine:
     """
     An engine for a ledger that is there and has this program's schema.
 
@@ -253,7 +255,7 @@ def refuse_newer_schema(engine: Engine) -> None:
     """
     found = _schema_of(engine)
     if found is not None and found > SCHEMA:
-        where = shown(engine.url)
+        where = redacted(engine.url)
         raise SchemaMismatch(f"the database {where} has schema {found}, newer than this qsit's {SCHEMA}; upgrade qsit")
 
 

@@ -11,11 +11,11 @@ PAUSE_S = 1.0
 T = TypeVar("T")
 
 
-Away = Callable[[DatabaseUnavailable | None], None]
+OnOutage = Callable[[DatabaseUnavailable | None], None]
 """Is told each time that the database is away, and None when it is back; what it raises ends the waiting."""
 
 
-def insist(call: Callable[[], T], away: Away) -> T:
+def retry_while_unavailable(call: Callable[[], T], away: OnOutage) -> T:
     """
     What a call returns, called again every second while the database does not answer. The call must change nothing
     when it is made twice.

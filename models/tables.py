@@ -50,7 +50,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Ledger(Base):
+class LedgerRow(Base):
     """The ledger itself: one row."""
 
     __tablename__ = "ledger"
@@ -58,7 +58,7 @@ class Ledger(Base):
     id: Mapped[str] = mapped_column(Text, primary_key=True)  # random; part of its queues' names
 
 
-class Image(Base):
+class ImageRow(Base):
     """One photo at one version; of all versions of a URI, one is current."""
 
     __tablename__ = "images"
@@ -80,7 +80,7 @@ class Image(Base):
     )
 
 
-class Scorer(Base):
+class ScorerRow(Base):
     """What a score depends on beside the image."""
 
     __tablename__ = "scorers"
@@ -93,7 +93,7 @@ class Scorer(Base):
     __table_args__ = (UniqueConstraint("model", "revision", "procedure"),)
 
 
-class Job(Base):
+class JobRow(Base):
     """One submission."""
 
     __tablename__ = "jobs"
@@ -133,7 +133,7 @@ class QuestionRow(Base):
     __table_args__ = (UniqueConstraint("text", "choices", "generation"),)
 
 
-class JobQuestion(Base):
+class JobQuestionRow(Base):
     """A question that a job asks; gone with its job."""
 
     __tablename__ = "job_questions"
@@ -145,7 +145,7 @@ class JobQuestion(Base):
     __table_args__ = ({"sqlite_with_rowid": False},)
 
 
-class Chunk(Base):
+class ChunkRow(Base):
     """Up to 512 items of a job, the unit of work."""
 
     __tablename__ = "chunks"
@@ -171,11 +171,11 @@ class Chunk(Base):
     )
 
 
-HELD = Chunk.state.in_((literal_column("'sent'"), literal_column("'leased'")))
+HELD = ChunkRow.state.in_((literal_column("'sent'"), literal_column("'leased'")))
 """In the words of the index of those, and not with parameters: or SQLite looks through all chunks."""
 
 
-class Item(Base):
+class ItemRow(Base):
     """One image in one job; what was skipped has no row."""
 
     __tablename__ = "items"
@@ -214,11 +214,11 @@ class Item(Base):
     )
 
 
-HAS_FAILED = Item.reason.is_not(None)
+HAS_FAILED = ItemRow.reason.is_not(None)
 """In the words of the indexes of those; they do not name the state, or no row could change it in place."""
 
 
-class Score(Base):
+class ScoreRow(Base):
     """The score of one image by one scorer. Without foreign keys, which took half the time of writing it."""
 
     __tablename__ = "scores"
@@ -264,7 +264,7 @@ class AnswerRow(Base):
     )
 
 
-class Worker(Base):
+class WorkerRow(Base):
     """A process that holds, held or is loading a model."""
 
     __tablename__ = "workers"

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
+from models.queries.answers import AnswerRecord
 from models.queries.failures import Failure
-from models.queries.results import Given, Result
+from models.queries.results import Result
 from producer.formatting import in_one_line, place, rating, row, scaled, utc
 from qsit.checkpoints import DEMO
 from qsit.rating import WORDS, score_of
@@ -61,7 +62,7 @@ def result_record(result: Result, *, with_answers: bool) -> dict[str, object]:
     return record
 
 
-def answer_record(given: Given) -> dict[str, object]:
+def answer_record(given: AnswerRecord) -> dict[str, object]:
     """An answer as JSON has it; its probabilities are by choice."""
     record: dict[str, object] = {
         "question": given.name, "text": given.question, "answer": given.answer.text, "cut": given.answer.cut,
@@ -77,13 +78,13 @@ def _cells(result: Result, scale: str) -> Iterator[object]:
     yield from (result.model, result.revision, utc(result.scored_at), result.job)
 
 
-def _answer_cells(answers: Sequence[Given], questions: Sequence[str]) -> list[str]:
+def _answer_cells(answers: Sequence[AnswerRecord], questions: Sequence[str]) -> list[str]:
     """The answer to each question, the newest of those that have its name."""
     by_name = {given.name: given.answer.text for given in sorted(answers, key=lambda given: given.answered_at)}
     return [by_name.get(name, "") for name in questions]
 
 
-def _answer_lines(answers: Sequence[Given]) -> Iterator[str]:
+def _answer_lines(answers: Sequence[AnswerRecord]) -> Iterator[str]:
     for given in answers:
         words = f"{in_one_line(given.name)}: {in_one_line(given.answer.text)}"
         yield f"{'':10}{words}{' [cut]' if given.answer.cut else ''}"

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from models.ledger import jobs
 from models.queries.progress import Progress as JobProgress
 from models.queries.progress import job_progress
-from models.retry import insist
+from models.retry import retry_while_unavailable
 from producer import status
 from producer.formatting import duration, per_second
 from qsit.errors import DatabaseUnavailable
@@ -27,7 +27,7 @@ RATE_S = 30.0
 Show = Callable[[JobProgress], None]
 
 
-class Teller:
+class NoticePrinter:
     """Says what is new: each thing once, and again when it comes back."""
 
     def __init__(self, console: Console) -> None:
@@ -53,10 +53,10 @@ class Teller:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Watch:
+class JobMonitor:
     """Follows a job; tells once what holds it up, and what each of its workers has to say."""
 
-    def __init__(self, engine: Engine, job_id: int, teller: Teller, broker: str = "") -> None:
+    def __init__(self, engine: Engine, job_id: int, teller: NoticePrinter, broker: str = "") -> None:
         self._engine = engine
         self._job_id = job_id
         self._broker = broker
@@ -70,7 +70,7 @@ class Watch:
         check: called now and then; what it raises ends the waiting.
         """
         while True:
-            progress = insist(lambda: self._look(show, check), self._teller.away)
+            progress = retry_while_unavailable(lambda: self._look(show, check), self._teller.away)
             if progress.state in (JobState.FINISHED, JobState.CANCELLED):
                 return progress
             time.sleep(POLL_S)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
-from models.db import storable
+from models.db import sanitize_text
 from models.ledger.answers import MAX_QUESTION_BYTES
 from producer.formatting import in_one_line
 from qsit.errors import UsageError
-from qsit.questions import LETTERS, MAX_NEW_TOKENS, READY, Question, forms
+from qsit.questions import BUILTIN_QUESTIONS, LETTERS, MAX_NEW_TOKENS, Question, accepted_replies
 
 MAX_TEXT, MAX_CHOICE, MAX_NAME = 2000, 200, 100
 """Characters."""
@@ -67,10 +67,10 @@ def _asked(words: str) -> Question:
     """A ready question, or one that is named by its text."""
     where = f"--ask {_quoted(words)}"
     text = _text(words, where)
-    if text in READY:
-        return READY[text]
+    if text in BUILTIN_QUESTIONS:
+        return BUILTIN_QUESTIONS[text]
     if re.fullmatch(r"[\w-]+", text, re.ASCII):  # more likely a slip than a question
-        raise UsageError(f"{where}: no ready question has that name; there are {', '.join(READY)}")
+        raise UsageError(f"{where}: no ready question has that name; there are {', '.join(BUILTIN_QUESTIONS)}")
     return Question(text, text)
 
 
@@ -146,7 +146,7 @@ def _choices(choices: object, where: str) -> tuple[str, ...]:
         raise UsageError(f"{where}: two choices are the same")
     question = Question("", "", found)
     for one, other in combinations(range(len(found)), 2):
-        if both := {*forms(question, one)} & {*forms(question, other)}:
+        if both := {*accepted_replies(question, one)} & {*accepted_replies(question, other)}:
             raise UsageError(f"{where}: the reply {min(both)} would mean two choices: each has a letter, A, B, C, ...")
     return found
 
@@ -163,7 +163,7 @@ def _cleaned(text: str) -> str:
 
 
 def _check(text: str, where: str) -> None:
-    if storable(text) != text:
+    if sanitize_text(text) != text:
         raise UsageError(f"{where}: it has bytes that are no text")
     if special := SPECIAL.search(text):
         raise UsageError(f"{where}: {_quoted(special[0])} means something else to a model")

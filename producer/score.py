@@ -10,15 +10,16 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models import db
-from models.claims import Lane
+from models.claims import QueueKey
 from models.ledger import rescue
 from models.queries.failures import count_failures
+from models.queries.pagination import ResultFilter
 from models.queries.progress import Progress, count_answers, job_progress
-from models.queries.results import Wanted, find_results
+from models.queries.results import find_results
 from producer import summary
 from producer.exit_codes import exit_status
 from producer.interrupts import Interrupted
-from producer.monitor import LISTER_CHECK_S, Teller, Watch, display
+from producer.monitor import LISTER_CHECK_S, JobMonitor, NoticePrinter, display
 from producer.private_run import LocalRun, local_run
 from producer.submit import Lister, Request, opened
 from qsit import process_id
@@ -44,7 +45,7 @@ def score(chosen: Settings, request: Request, console: Console, scale: str) -> i
     if not private:
         dispatch.check_broker(app)
     rescue.requeue_of_dead(engine)
-    teller = Teller(console)
+    teller = NoticePrinter(console)
     with opened(engine, request, teller.away, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
         scored_before = job_progress(engine, lister.job.id).scored
         try:
@@ -73,11 +74,15 @@ def _own_database(chosen: Settings) -> Engine:
 
 
 def _work(
-    engine: Engine, chosen: Settings, lister: Lister, console: Console, teller: Teller, *, private: bool
+    engine: Engine, chosen: Settings, lister: Lister, console: Console, teller: NoticePrinter, *, private: bool
 ) -> Progress:
     """List, and wait until the job is done; the private worker starts with the first photo to score."""
     job = lister.job
-    lane = Lane(job.model, job.revision, process_id.identity(), job.id) if private else Lane(job.model, job.revision)
+    lane = (
+        QueueKey(job.model, job.revision, process_id.identity(), job.id)
+        if private
+        else QueueKey(job.model, job.revision)
+    )
     run: LocalRun | None = None
     looked = time.monotonic()
     top_up_fleet = dispatch.topping_up(engine, app, lane, chosen.lease_s, partial(_say, console))
@@ -121,7 +126,7 @@ def _work(
             progress = job_progress(engine, job.id)
             if progress.queued + progress.running or not progress.is_listed:
                 work_begins()
-            return Watch(engine, job.id, teller, lane.broker).until_done(show, check)
+            return JobMonitor(engine, job.id, teller, lane.broker).until_done(show, check)
         except Interrupted:
             if run is not None:
                 _say(console, "handing back what is in work; interrupt again to stop at once")
@@ -142,14 +147,14 @@ def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
 def _summary(
     engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float, scale: str
 ) -> Iterator[str]:
-    of_job = Wanted(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
+    of_job = ResultFilter(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
     best = list(find_results(engine, replace(of_job, sort="-score")))
     worst = list(find_results(engine, replace(of_job, sort="score")))
     shown_as_worst = {result.uri for result in worst}
     best = [result for result in best if result.uri not in shown_as_worst]
     reasons = count_failures(engine, progress.job)
     answers = count_answers(engine, progress.job) if progress.asks else 0
-    database = db.shown(engine.url)
+    database = db.redacted(engine.url)
     named = "database_url" in chosen.model_fields_set and engine.url.password is None
     command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
     return summary.summary(

@@ -12,14 +12,14 @@ from sqlalchemy import Engine
 
 from models.ledger import jobs, listing
 from models.ledger.jobs import JobSpec, OpenedJob
-from models.retry import Away, insist
+from models.retry import OnOutage, retry_while_unavailable
 from producer.file_lists import ListFile, opened_list
 from producer.formatting import count
 from qsit import checkpoints
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import Question
 from qsit.rating import AS_STORED, UPRIGHT
-from qsit.sources.filters import Found
+from qsit.sources.filters import ListedPhoto
 from qsit.sources.source import Listing
 from qsit.sources.uris import common_roots, full_name, roots_of
 
@@ -51,7 +51,7 @@ class Request:
 def opened(
     engine: Engine,
     request: Request,
-    away: Away,
+    away: OnOutage,
     *,
     private: bool = False,
     endpoint_url: str | None = None,
@@ -100,7 +100,7 @@ class Lister:
         job: OpenedJob,
         listing: Listing,
         list_file: ListFile | None,
-        away: Away,
+        away: OnOutage,
     ) -> None:
         self.job = job
         self.listing = listing
@@ -130,12 +130,14 @@ class Lister:
         try:
             found = self._found()
             while batch := list(islice(found, BATCH)):
-                added = insist(partial(listing.add_images, self._engine, self.job.id, batch), self._away)
+                added = retry_while_unavailable(
+                    partial(listing.add_images, self._engine, self.job.id, batch), self._away
+                )
                 listed += len(batch)
                 if added.too_long:
                     words = f"{count(added.too_long, 'photo')}: the URI is longer than {listing.MAX_URI_BYTES:,} bytes"
                     self.listing.unreadable.append(words)
-                insist(partial(after_batch, added.queued), self._away)
+                retry_while_unavailable(partial(after_batch, added.queued), self._away)
             if not listed:
                 raise SourceError(f"no photos found in {_shortened(self._request)}{self._hint()}")
         except BaseException:
@@ -143,10 +145,10 @@ class Lister:
                 listing.drop_empty(self._engine, self.job.id)
                 listing.give_up_listing(self._engine, self.job.id)
             raise
-        insist(lambda: listing.end_listing(self._engine, self.job.id), self._away)
+        retry_while_unavailable(lambda: listing.end_listing(self._engine, self.job.id), self._away)
         return True
 
-    def _found(self) -> Iterator[Found]:
+    def _found(self) -> Iterator[ListedPhoto]:
         for source in self._request.sources:
             yield from self.listing.walk(source)
         if self._list_file is not None:

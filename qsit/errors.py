@@ -67,7 +67,7 @@ class WorkerFault(QsitError):
     """Raised when a worker cannot read what others may: its chunk goes back, no photo fails."""
 
 
-class ProcessSpent(WorkerFault):
+class ProcessUnusable(WorkerFault):
     """Raised when a process must be replaced: its model fails on a good image, or a decoder does not come back."""
 
 

@@ -42,7 +42,7 @@ class Answer:
 LEVELS = ("very low", "low", "acceptable", "high")
 """The choices of the ready questions, from bad to good."""
 
-READY = {
+BUILTIN_QUESTIONS = {
     question.name: question
     for question in (
         Question("sharpness", "How would you rate the sharpness of this image?", LEVELS),
@@ -58,13 +58,13 @@ READY = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def put(question: Question) -> str:
+def render_prompt(question: Question) -> str:
     """The text that the model gets; choices are listed as in LLVisionQA (https://github.com/Q-Future/Q-Bench)."""
     lines = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
     return "\n".join((question.text, *lines))
 
 
-def forms(question: Question, choice: int) -> tuple[str, ...]:
+def accepted_replies(question: Question, choice: int) -> tuple[str, ...]:
     """The replies that count as a choice, as the authors of LLVisionQA count them: letter, letter and dot, or words."""
     letter = LETTERS[choice]
     return letter, f"{letter}.", question.choices[choice]

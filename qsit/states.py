@@ -24,7 +24,7 @@ class ItemState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Risk(StrEnum):
+class Quarantine(StrEnum):
     """What a queued item has to do with the death of a worker."""
 
     NONE = "none"

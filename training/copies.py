@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qsit.questions import LEVELS, READY, put
+from qsit.questions import BUILTIN_QUESTIONS, LEVELS, render_prompt
 from qsit.rating import ANSWER, PROMPT, WORDS
 from training.distortions import DISTORTIONS, distort
 from training.lists import IMAGE
@@ -96,9 +96,9 @@ def group(folder: Path, photos: Sequence[Path], split: str, seed: int, number: i
         distort(distortion, image, severity, np.random.default_rng([*of, 1])).save(folder / name, compress_level=1)
         score = opinion(severity)
         entries.append(entry(name, score, PROMPT, ANSWER + level(score)))
-        other = str(rng.choice([question for question in READY if question not in about]))
+        other = str(rng.choice([question for question in BUILTIN_QUESTIONS if question not in about]))
         entries += [
-            entry(name, score, put(READY[question]), reply(question, distortion, severity))
+            entry(name, score, render_prompt(BUILTIN_QUESTIONS[question]), reply(question, distortion, severity))
             for question in (*about, other)
         ]
     return entries

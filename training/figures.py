@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from producer.evaluation.metrics import agreement
-from qsit.questions import LEVELS, READY
+from qsit.questions import BUILTIN_QUESTIONS, LEVELS
 from training.copies import HARMS
 from training.distortions import DISTORTIONS, distort
 from training.photos import fetch_or_exit
@@ -68,7 +68,7 @@ def seen(checkpoint: str, size: tuple[int, int], asked: bool, job: tuple[int, Pa
     scores, words = [], []
     for severity in SEVERITIES:
         copy = distort(distortion, photo, severity, np.random.default_rng(number))
-        [(score, answers)] = model.look([model.prepare(copy)], [READY[question]] if question else [])
+        [(score, answers)] = model.look([model.prepare(copy)], [BUILTIN_QUESTIONS[question]] if question else [])
         scores.append(score.value)
         words += [LEVELS.index(answer.text) for answer in answers]
     return Seen(distortion, tuple(scores), tuple(words))

@@ -88,12 +88,12 @@ def _configure_worker(instance: Any, conf: Any, **_: Any) -> None:
 
     try:
         chosen = settings.load()
-        engine = db.ready(chosen.database_url)
+        engine = db.open_ledger(chosen.database_url)
         dispatch.check_broker(app)
         revision = checkpoints.resolve(checkpoints.full_name(chosen.model), chosen.revision)
-        lane = process.lane_of(chosen, revision)
+        lane = process.queue_key_of(chosen, revision)
         devices = find_devices(chosen.device)
-        queue = dispatch.queue(dispatch.queue_of(engine, lane))
+        queue = dispatch.queue(dispatch.queue_name(engine, lane))
         engine.dispose()
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- the worker's last word

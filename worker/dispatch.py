@@ -12,7 +12,7 @@ from kombu.utils.url import maybe_sanitize_url
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from sqlalchemy import Engine
 
-from models.claims import Lane
+from models.claims import QueueKey
 from models.ledger import rescue, scheduling
 from qsit.errors import BrokerUnavailable
 
@@ -22,7 +22,7 @@ AHEAD = 2
 TASK = "qsit.score_chunk"
 
 
-def queue_of(engine: Engine, lane: Lane) -> str:
+def queue_name(engine: Engine, lane: QueueKey) -> str:
     """The name of the queue of a lane: workers take only what they hold, of their own ledger."""
     return f"qsit.{scheduling.ledger_id(engine)}.{lane.model}@{lane.revision[:16]}"
 
@@ -32,36 +32,36 @@ def queue(name: str) -> Queue:
     return Queue(name, no_declare=True)
 
 
-def top_up(engine: Engine, app: Celery, lane: Lane, lease_s: float) -> None:
+def top_up(engine: Engine, app: Celery, lane: QueueKey, lease_s: float) -> None:
     """
     Send what comes next in a lane; the ledger has it as sent before its message goes out.
 
     Raises:
         BrokerUnavailable: when Redis does not take a message; what was not sent is queued again.
     """
-    name = queue_of(engine, lane)
+    name = queue_name(engine, lane)
     with _connected(app) as connection:
-        with _refusals_told(app):
+        with _translate_errors(app):
             redis = connection.default_channel.client
             redis.ltrim(name, 0, -1)  # changes nothing, but whoever takes no changes, as a replica, says so now
             is_empty = redis.llen(name) == 0
         if is_empty:
             rescue.requeue_lost(engine, lane, lease_s=lease_s)
-        messages = scheduling.send(engine, lane, ahead=AHEAD, lease_s=lease_s)
+        messages = scheduling.stage_chunks(engine, lane, ahead=AHEAD, lease_s=lease_s)
         for index, message in enumerate(messages):
             try:
-                with _refusals_told(app):
+                with _translate_errors(app):
                     app.send_task(
                         TASK, args=[message.chunk_id, message.uris], queue=queue(name), connection=connection,
                         retry=False,  # by whoever tops up next
                     )  # fmt: skip
             except BrokerUnavailable:
-                scheduling.unsend(engine, [unsent.chunk_id for unsent in messages[index:]])
+                scheduling.unstage(engine, [unsent.chunk_id for unsent in messages[index:]])
                 raise
 
 
 def topping_up(
-    engine: Engine, app: Celery, lane: Lane, lease_s: float, tell: Callable[[str], None]
+    engine: Engine, app: Celery, lane: QueueKey, lease_s: float, tell: Callable[[str], None]
 ) -> Callable[..., None]:
     """
     A function that tops up until Redis fails, and tells that once: the ledger has everything, and workers top up by
@@ -102,13 +102,13 @@ def check_broker(app: Celery) -> None:
 def _connected(app: Celery) -> Iterator[Any]:
     """A connection of its own, so that one that broke or hung is of no account the next time."""
     with app.connection_for_write() as connection:
-        with _refusals_told(app):
+        with _translate_errors(app):
             connection.ensure_connection(max_retries=0)
         yield connection
 
 
 @contextmanager
-def _refusals_told(app: Celery) -> Iterator[None]:
+def _translate_errors(app: Celery) -> Iterator[None]:
     errors, refusals = get_redis_error_classes()
     try:
         yield

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
-from qsit.errors import ImageError, ProcessSpent, QsitError, WorkerFault
+from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, Failed, Result, Scored
+from qsit.errors import ImageError, ProcessUnusable, QsitError, WorkerFault
 from qsit.questions import Answer, Question
 from qsit.rating import Score
 from qsit.states import Reason
@@ -37,21 +37,21 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedPhoto:
     """A photo that is ready for the model; version: the one that was read, where it was unknown."""
 
     prepared: Prepared
     version: str | None = None
-    found: Findings = field(default_factory=Findings)
+    found: ExistingResults = field(default_factory=ExistingResults)
 
 
 @dataclass
-class Loading:
+class PrepareTask:
     """An item in the hands of a loader thread; decoding_since: on the monotonic clock."""
 
     item: ClaimedItem
     decoding_since: float | None = None
-    future: Future[Ready | Known] = field(init=False)
+    future: Future[PreparedPhoto | AlreadyScored] = field(init=False)
 
     def decoding(self) -> None:
         """Tells that from now on it is the photo that takes its time."""
@@ -74,7 +74,7 @@ class Loading:
         if not self.future.done() or self.future.exception() is not None:
             return 0
         ready = self.future.result()
-        return ready.prepared.tiles.nbytes if isinstance(ready, Ready) else 0
+        return ready.prepared.tiles.nbytes if isinstance(ready, PreparedPhoto) else 0
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Pipeline:
     def run(
         self,
         items: Sequence[ClaimedItem],
-        prepare: Callable[[ClaimedItem, Callable[[], None]], Ready | Known],
+        prepare: Callable[[ClaimedItem, Callable[[], None]], PreparedPhoto | AlreadyScored],
         start: Callable[[Sequence[int], bool], None],
         *,
         turn_s: float,
@@ -134,12 +134,12 @@ class Pipeline:
         others = iter([item for item in items if not item.suspect])
         pool = ThreadPoolExecutor(self.loaders, thread_name_prefix="loader")
 
-        def load(item: ClaimedItem) -> Loading:
-            loading = Loading(item)
+        def load(item: ClaimedItem) -> PrepareTask:
+            loading = PrepareTask(item)
             loading.future = pool.submit(prepare, item, loading.decoding)
             return loading
 
-        flying: deque[Loading] = deque()
+        flying: deque[PrepareTask] = deque()
         running: Future[list[Result]] | None = None
         try:
             while not (stopping() or self._is_spent):
@@ -174,10 +174,10 @@ class Pipeline:
 
     @property
     def _is_spent(self) -> bool:
-        return isinstance(self._fault, ProcessSpent)
+        return isinstance(self._fault, ProcessUnusable)
 
     def _begin(
-        self, flying: deque[Loading], stopping: Callable[[], bool], running: Future[list[Result]] | None = None
+        self, flying: deque[PrepareTask], stopping: Callable[[], bool], running: Future[list[Result]] | None = None
     ) -> Future[list[Result]] | None:
         """Have the next batch scored as soon as the device is free, unless it is time to stop by then."""
         batch, settled = self._next(flying, stopping, running)
@@ -190,13 +190,13 @@ class Pipeline:
         return self._device.submit(lambda: settled if stopping() else settled + self._score(batch, images))
 
     def _next(
-        self, flying: deque[Loading], stopping: Callable[[], bool], running: Future[list[Result]] | None
-    ) -> tuple[list[tuple[ClaimedItem, Ready]], list[Result]]:
+        self, flying: deque[PrepareTask], stopping: Callable[[], bool], running: Future[list[Result]] | None
+    ) -> tuple[list[tuple[ClaimedItem, PreparedPhoto]], list[Result]]:
         """
         Take from the front as much as the budget allows, or is there when it is time to stop or the device has nothing
         to do: a batch, and what has its result already.
         """
-        batch: list[tuple[ClaimedItem, Ready]] = []
+        batch: list[tuple[ClaimedItem, PreparedPhoto]] = []
         settled: list[Result] = []
         tokens = 0
         while flying and not self._is_spent:
@@ -210,7 +210,7 @@ class Pipeline:
                 if flying[0].is_stuck(self.decode_s) and not flying[0].is_done(patience_s):
                     words = f"decoding it takes longer than {self.decode_s:g} s (QSIT_DECODE_S)"
                     settled.append(Failed(item.image_id, Reason.TIMEOUT, words))
-                    self._fault = ProcessSpent("decoding a photo takes too long; the process is replaced")
+                    self._fault = ProcessUnusable("decoding a photo takes too long; the process is replaced")
                 continue
             try:
                 ready = flying[0].future.result()
@@ -221,7 +221,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is of this photo
                 settled.append(Failed(item.image_id, Reason.MODEL_ERROR, f"preparing it failed: {_line(error)}"))
             else:
-                if isinstance(ready, Known):
+                if isinstance(ready, AlreadyScored):
                     settled.append(ready)
                 elif batch and tokens + ready.prepared.tokens > self.batch_tokens:
                     break
@@ -231,7 +231,7 @@ class Pipeline:
             flying.popleft()
         return batch, settled
 
-    def _score(self, batch: list[tuple[ClaimedItem, Ready]], images: Sequence[Prepared]) -> list[Result]:
+    def _score(self, batch: list[tuple[ClaimedItem, PreparedPhoto]], images: Sequence[Prepared]) -> list[Result]:
         """A batch that fails is split until what fails is one image."""
         if not batch:
             return []
@@ -255,7 +255,7 @@ class Pipeline:
         halves = (batch[:half], batch[half:])
         return [result for part in halves for result in self._score(part, [ready.prepared for _, ready in part])]
 
-    def _looked_at(self, batch: list[tuple[ClaimedItem, Ready]], images: Sequence[Prepared]) -> list[Result]:
+    def _looked_at(self, batch: list[tuple[ClaimedItem, PreparedPhoto]], images: Sequence[Prepared]) -> list[Result]:
         """What the model finds in a batch: scores, and the answers that are still to be given."""
         claim = self._claim
         if claim is None or not claim.questions:
@@ -279,7 +279,7 @@ class Pipeline:
             if ready.found.score is None or claim.rescore:
                 results.append(Scored(item.image_id, score.value, score.logits, self.dtype, ready.version, given))
             else:
-                results.append(Known(item.image_id, ready.version, self.dtype, given))
+                results.append(AlreadyScored(item.image_id, ready.version, self.dtype, given))
         return results
 
     def _check_model(self) -> None:
@@ -288,7 +288,7 @@ class Pipeline:
         try:
             self.model.score([self.probe])
         except Exception as error:
-            raise ProcessSpent(f"the model fails on every image, and is loaded anew: {_line(error)}") from error
+            raise ProcessUnusable(f"the model fails on every image, and is loaded anew: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -16,11 +16,11 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from models import db
-from models.claims import Claim, ClaimedItem, Known, Lane
+from models.claims import AlreadyScored, Claim, ClaimedItem, QueueKey
 from models.ledger import control, leases, recording, rescue, workers
 from models.ledger.jobs import finish_done_jobs
-from models.retry import insist
-from models.tables import Worker
+from models.retry import retry_while_unavailable
+from models.tables import WorkerRow
 from qsit import checkpoints, process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from qsit.rating import AS_STORED
@@ -29,7 +29,7 @@ from qsit.sources.source import Reader
 from qsit.states import UNKNOWN_VERSION, WorkerState
 from worker import dispatch, memory
 from worker.imaging.decode import decode
-from worker.pipeline import Pipeline, Ready
+from worker.pipeline import Pipeline, PreparedPhoto
 
 log = logging.getLogger("qsit")
 
@@ -42,9 +42,9 @@ STALLED_S = 3600.0
 T = TypeVar("T")
 
 
-def lane_of(settings: Settings, revision: str) -> Lane:
+def queue_key_of(settings: Settings, revision: str) -> QueueKey:
     """Which chunks a worker takes that holds this revision of its model."""
-    return Lane(checkpoints.full_name(settings.model), revision, settings.private_run or "", settings.private_job)
+    return QueueKey(checkpoints.full_name(settings.model), revision, settings.private_run or "", settings.private_job)
 
 
 class Process:
@@ -56,7 +56,7 @@ class Process:
         self.app = app
         self.settings = settings
         self.engine: Engine = db.connect(settings.database_url, may_forget=True)
-        self.lane = lane_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
+        self.lane = queue_key_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
         self.owner = process_id.identity()
         self.stopping = False
         self._claim: Claim | None = None
@@ -69,16 +69,16 @@ class Process:
         self._wake = threading.Event()
         self._stop = threading.Event()
         dtype = settings.dtype or default_dtype(device)
-        self.row = Worker(
+        self.row = WorkerRow(
             owner=self.owner, broker=self.lane.broker, model=self.lane.model, revision=self.lane.revision,
             device=device, dtype=dtype, state=WorkerState.LOADING,
         )  # fmt: skip
-        self.insist(lambda: workers.announce(self.engine, self.row))
+        self.insist(lambda: workers.register(self.engine, self.row))
         began = time.monotonic()
         try:
             model = QSit.load(self.lane.model, device=device, dtype=dtype, revision=self.lane.revision)
         except QsitError as error:
-            workers.say(self.engine, self.owner, state=WorkerState.STOPPED, notice=str(error))
+            workers.set_notice(self.engine, self.owner, state=WorkerState.STOPPED, notice=str(error))
             raise
         self.model = model
         self.row.load_s = time.monotonic() - began
@@ -94,7 +94,7 @@ class Process:
             self.lane.model, self.lane.revision, device, dtype, self.row.load_s,
         )  # fmt: skip
         self._standing_notice = self.row.notice
-        self.insist(lambda: workers.announce(self.engine, self.row))
+        self.insist(lambda: workers.register(self.engine, self.row))
         probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
         self.pipeline = Pipeline(
             model, dtype, settings.batch_tokens or model.batch_tokens, settings.loaders, probe, settings.decode_s
@@ -110,19 +110,19 @@ class Process:
         for thread in (self._heartbeat, self._timer, self._watchdog):
             threading.Thread(target=thread, args=(pause_s,), name=thread.__name__, daemon=True).start()
 
-    def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> Ready | Known:
+    def prepare(self, item: ClaimedItem, claim: Claim, decoding: Callable[[], None]) -> PreparedPhoto | AlreadyScored:
         """Read, decode and cut one photo, unless it turns out to need nothing. Raises ImageError or WorkerFault."""
         with self._reader.opened(item.uri, item.version) as photo:
             learnt = photo.version if item.version == UNKNOWN_VERSION else None
             found = item.found
             if learnt is not None and not claim.rescore:
-                found = self.insist(partial(recording.findings, self.engine, item.uri, learnt, claim))
+                found = self.insist(partial(recording.existing_results, self.engine, item.uri, learnt, claim))
                 if claim.is_settled(found):
-                    return Known(item.image_id, learnt)
+                    return AlreadyScored(item.image_id, learnt)
             data = photo.read()
         decoding()
         image = decode(data, max_pixels=self.settings.max_pixels, as_stored=claim.procedure == AS_STORED)
-        return Ready(self.model.prepare(image), learnt, found)
+        return PreparedPhoto(self.model.prepare(image), learnt, found)
 
     def top_up(self) -> None:
         """Have what comes next sent, by the timer's thread: a Redis that hangs holds up no work."""
@@ -152,18 +152,18 @@ class Process:
         Raises:
             DatabaseUnavailable: when the database is away, and the worker is told to stop.
         """
-        result = insist(call, self._away)
+        result = retry_while_unavailable(call, self._away)
         self._progress_at = time.monotonic()
         return result
 
     def _away(self, error: DatabaseUnavailable | None) -> None:
         self._progress_at = time.monotonic()
         if error is None:
-            self._complaints.pop("insist", None)
+            self._complaints.pop("retry_while_unavailable", None)
         elif self.stopping:
             raise error
         else:
-            self._complain("insist", error)
+            self._complain("retry_while_unavailable", error)
 
     def _complain(self, what: str, error: QsitError) -> None:
         """Log what does not work, once for all that fail of it."""
@@ -190,13 +190,13 @@ class Process:
                 self._notices[about] = notice
             shown = "; ".join(self._notices.values()) or self._standing_notice
             if shown != self.row.notice:
-                self.insist(lambda: workers.say(self.engine, self.owner, notice=shown))
+                self.insist(lambda: workers.set_notice(self.engine, self.owner, notice=shown))
                 self.row.notice = shown
 
     def end(self) -> None:
         """Say goodbye."""
         with contextlib.suppress(QsitError):
-            workers.say(self.engine, self.owner, state=WorkerState.STOPPED)
+            workers.set_notice(self.engine, self.owner, state=WorkerState.STOPPED)
 
     def _heartbeat(self, pause_s: float) -> None:
         while not self._stop.wait(pause_s):
@@ -241,8 +241,8 @@ class Process:
         with self._lock:
             claim = self._claim
         with db.writing(self.engine) as connection:
-            workers.beat(connection, self.owner)
-            if claim is not None and not leases.extend(connection, claim, self.settings.lease_s):
+            workers.heartbeat(connection, self.owner)
+            if claim is not None and not leases.renew(connection, claim, self.settings.lease_s):
                 with self._lock:
                     self._lost = self._claim is claim
 

@@ -17,12 +17,12 @@ from PIL import Image
 from torch.nn.functional import interpolate, linear
 
 from qsit.errors import CheckpointError
-from qsit.questions import MAX_NEW_TOKENS, Answer, Question, put
+from qsit.questions import MAX_NEW_TOKENS, Answer, Question, render_prompt
 from qsit.rating import ANSWER, PROMPT, Score, score_of
 from worker.inference import generation, loading
-from worker.inference.forward import Kept, LanguageModel, Packing, VisionTower, text_layer, vision_layer
+from worker.inference.forward import KVCache, LanguageModel, PackedSequences, VisionTower, text_layer, vision_layer
 from worker.inference.prompts import Prompts
-from worker.inference.shared_prefix import Branches, Rows
+from worker.inference.shared_prefix import Continuations, PrefixCache
 from worker.inference.tiles import Prepared, Tiling
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ class QSit:
         ]
 
         def rated_and_asked() -> list[tuple[Score, list[Answer]]]:
-            kept: Kept = []
+            kept: KVCache = []
             scores = self._rated(images, kept)
             places = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
             return list(zip(scores, self._answers(images, kept, asked, places), strict=True))
@@ -161,7 +161,7 @@ class QSit:
         self._pass_tiles = max(1, self._pass_tiles // 2)
         raise MemoryError(words)
 
-    def _rated(self, images: Sequence[Prepared], kept: Kept | None = None) -> list[Score]:
+    def _rated(self, images: Sequence[Prepared], kept: KVCache | None = None) -> list[Score]:
         uploaded = images if isinstance(images, Uploaded) else self.upload(images)
         if self._copies is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._copies)
@@ -170,24 +170,24 @@ class QSit:
         last = self._text(hidden, self._packing(images), kept)
         return [score_of(logits) for logits in linear(last.float(), self._rating_rows).tolist()]
 
-    def _packing(self, images: Sequence[Prepared]) -> Packing:
-        return Packing([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
+    def _packing(self, images: Sequence[Prepared]) -> PackedSequences:
+        return PackedSequences([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
 
     def _answers(
-        self, images: Sequence[Prepared], kept: Kept, asked: Sequence[Question], places: Sequence[Sequence[int]]
+        self, images: Sequence[Prepared], kept: KVCache, asked: Sequence[Question], places: Sequence[Sequence[int]]
     ) -> list[list[Answer]]:
         """places: of each image, those of the questions about it."""
         pairs = [(image, place) for image, some in enumerate(places) for place in some]
         if not pairs:
             return [[] for _ in places]
-        ids = [self._after_image(put(question)) for question in asked]
+        ids = [self._after_image(render_prompt(question)) for question in asked]
         looked_at = [image for image, some in enumerate(places) if some]
-        rows = Rows(kept, self._packing(images), looked_at, len(self._after))
+        rows = PrefixCache(kept, self._packing(images), looked_at, len(self._after))
         row_of = {image: row for row, image in enumerate(looked_at)}
         found: list[Answer] = []
         for start in range(0, len(pairs), BRANCHES):
             some_pairs = pairs[start : start + BRANCHES]
-            branches = Branches(self._text, rows, [row_of[image] for image, _ in some_pairs])
+            branches = Continuations(self._text, rows, [row_of[image] for image, _ in some_pairs])
             questions = [asked[place] for _, place in some_pairs]
             found += generation.answers(
                 branches, questions, [ids[place] for _, place in some_pairs], self._logits, self._prompts
@@ -208,7 +208,7 @@ class QSit:
         """About how many photos of that size this device scores a second, from timing one layer of each tower."""
         tiles = 1 + math.prod(self.tiling.layout(width, height).tiles)
         tokens = self.tiling.tokens(width, height) + len(self._before) + len(self._after)
-        packing = Packing([tokens], self.device)
+        packing = PackedSequences([tokens], self.device)
         with torch.inference_mode():
             patches = torch.zeros(1, self.tiling.patches**2, self._tower.width, device=self.device, dtype=self.dtype)
             hidden = torch.zeros(tokens, len(self._newline), device=self.device, dtype=self.dtype)

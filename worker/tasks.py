@@ -9,7 +9,7 @@ from functools import partial
 
 from models.claims import Claim
 from models.ledger import leases
-from qsit.errors import LeaseLost, ProcessSpent, QsitError
+from qsit.errors import LeaseLost, ProcessUnusable, QsitError
 from worker import process
 from worker.app import app
 from worker.dispatch import TASK
@@ -71,7 +71,7 @@ def _turn(here: process.Process, claim: Claim) -> None:
     batches = here.pipeline.run(
         claim.items,
         lambda item, decoding: here.prepare(item, claim, decoding),
-        lambda image_ids, alone: here.insist(lambda: leases.start(here.engine, claim, image_ids, alone=alone)),
+        lambda image_ids, alone: here.insist(lambda: leases.mark_in_flight(here.engine, claim, image_ids, alone=alone)),
         turn_s=here.settings.turn_s,
         stopping=here.interrupted,
         claim=claim,
@@ -88,8 +88,8 @@ def _turn(here: process.Process, claim: Claim) -> None:
             if not isinstance(fault, QsitError):
                 log.exception("this should not happen; please report it")
             here.say(str(fault) or type(fault).__name__)
-            is_spent = isinstance(fault, ProcessSpent)
+            is_spent = isinstance(fault, ProcessUnusable)
             delay_s = 0.0 if is_spent else FAULT_DELAY_S
-        here.insist(lambda: leases.hand_back(here.engine, claim, delay_s=delay_s))
+        here.insist(lambda: leases.release(here.engine, claim, delay_s=delay_s))
     if is_spent:
         os._exit(1)  # the pool starts another process, which loads the model anew

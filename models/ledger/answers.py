@@ -10,9 +10,9 @@ from sqlalchemy import Connection, bindparam, column, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.claims import Claim
-from models.db import storable
+from models.db import sanitize_text
 from models.dialects import Ids, one_of, overwriting, rows_of
-from models.tables import AnswerRow, JobQuestion, QuestionRow, Utc
+from models.tables import AnswerRow, JobQuestionRow, QuestionRow, Utc
 from qsit.errors import UsageError
 from qsit.questions import Answer, Question
 
@@ -41,14 +41,14 @@ def keep_questions(connection: Connection, job_id: int, questions: Sequence[Ques
         )
         question_id = connection.execute(kept).scalar_one()
         asked = {"job_id": job_id, "question_id": question_id, "position": position}
-        connection.execute(insert(JobQuestion).values(asked))
+        connection.execute(insert(JobQuestionRow).values(asked))
 
 
 def _row_of(question: Question) -> dict[str, Any]:
     return {
-        "name": storable(question.name),
-        "text": storable(question.text),
-        "choices": json.dumps([storable(choice) for choice in question.choices], ensure_ascii=False),
+        "name": sanitize_text(question.name),
+        "text": sanitize_text(question.text),
+        "choices": json.dumps([sanitize_text(choice) for choice in question.choices], ensure_ascii=False),
         "generation": question.generation,
         "max_new_tokens": question.max_new_tokens,
     }
@@ -56,9 +56,9 @@ def _row_of(question: Question) -> dict[str, Any]:
 
 _OF_JOB = (
     select(QuestionRow.id, QuestionRow.name, QuestionRow.text, QuestionRow.choices, QuestionRow.max_new_tokens)
-    .join(JobQuestion, JobQuestion.question_id == QuestionRow.id)
-    .where(JobQuestion.job_id == bindparam("job"))
-    .order_by(JobQuestion.position)
+    .join(JobQuestionRow, JobQuestionRow.question_id == QuestionRow.id)
+    .where(JobQuestionRow.job_id == bindparam("job"))
+    .order_by(JobQuestionRow.position)
 )
 
 
@@ -106,7 +106,7 @@ _WRITE_ALL = overwriting(
 )
 
 
-def write(connection: Connection, claim: Claim, given: Mapping[tuple[int, int], tuple[Answer, str]]) -> None:
+def write_answers(connection: Connection, claim: Claim, given: Mapping[tuple[int, int], tuple[Answer, str]]) -> None:
     """
     Write answers, in the place of those that were there. The caller holds the lease.
 
@@ -114,7 +114,7 @@ def write(connection: Connection, claim: Claim, given: Mapping[tuple[int, int], 
     """
     rows = [
         {
-            "image_id": image_id, "question_id": question_id, "text": storable(answer.text), "cut": answer.cut,
+            "image_id": image_id, "question_id": question_id, "text": sanitize_text(answer.text), "cut": answer.cut,
             "probabilities": json.dumps(answer.probabilities) if answer.probabilities else None, "dtype": dtype,
         }
         for (image_id, question_id), (answer, dtype) in sorted(given.items())  # in one order for all, as scores

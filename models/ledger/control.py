@@ -9,9 +9,9 @@ from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists
 from models.db import reading, writing
 from models.ledger import rescue
 from models.ledger.jobs import finish_if_done
-from models.tables import HAS_FAILED, Chunk, Item, Job
+from models.tables import HAS_FAILED, ChunkRow, ItemRow, JobRow
 from qsit.errors import UsageError
-from qsit.states import ChunkState, ItemState, JobState, Reason, Risk
+from qsit.states import ChunkState, ItemState, JobState, Quarantine, Reason
 
 CHUNKS_AT_ONCE = 100
 """How many chunks one transaction settles or prunes, so that nobody waits long for it."""
@@ -28,7 +28,7 @@ def pause(engine: Engine, job_id: int) -> None:
     with writing(engine) as connection:
         _change(connection, job_id, "pause", {JobState.ACTIVE, JobState.PAUSED}, JobState.PAUSED)
     with writing(engine) as connection:  # of its own: jobs are locked after chunks, or two could wait for each other
-        rescue.requeue(connection, and_(Chunk.job_id == job_id, Chunk.state == ChunkState.SENT))
+        rescue.requeue(connection, and_(ChunkRow.job_id == job_id, ChunkRow.state == ChunkState.SENT))
 
 
 def resume(engine: Engine, job_id: int) -> None:
@@ -55,37 +55,41 @@ def cancel(engine: Engine, job_id: int) -> None:
             connection, job_id, "cancel", {JobState.ACTIVE, JobState.PAUSED, JobState.CANCELLED}, JobState.CANCELLED
         )
         connection.execute(
-            update(Job).where(Job.id == job_id, Job.finished_at.is_(None)).values(finished_at=datetime.now(UTC))
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.finished_at.is_(None))
+            .values(finished_at=datetime.now(UTC))
         )
     settle_cancelled(engine)
 
 
 def _change(connection: Connection, job_id: int, verb: str, starts: set[JobState], end: JobState) -> None:
-    state = connection.execute(select(Job.state).where(Job.id == job_id).with_for_update()).scalar_one()
+    state = connection.execute(select(JobRow.state).where(JobRow.id == job_id).with_for_update()).scalar_one()
     if state not in starts:
         raise UsageError(f"job {job_id} is {state}: there is nothing to {verb}")
-    connection.execute(update(Job).where(Job.id == job_id).values(state=end))
+    connection.execute(update(JobRow).where(JobRow.id == job_id).values(state=end))
 
 
 def settle_cancelled(engine: Engine) -> None:
     """Cancel what is left of cancelled jobs and in no worker's hands; repeated by the timer of every worker."""
-    free = Chunk.state.in_((ChunkState.QUEUED, ChunkState.SENT))
+    free = ChunkRow.state.in_((ChunkState.QUEUED, ChunkState.SENT))
     with reading(engine) as connection:
-        left = exists().where(Chunk.job_id == Job.id, free)
-        job_ids = connection.execute(select(Job.id).where(Job.state == JobState.CANCELLED, left)).scalars().all()
+        left = exists().where(ChunkRow.job_id == JobRow.id, free)
+        job_ids = connection.execute(select(JobRow.id).where(JobRow.state == JobState.CANCELLED, left)).scalars().all()
     for job_id in job_ids:
-        next_chunks = select(Chunk.id).where(Chunk.job_id == job_id, free).order_by(Chunk.id).limit(CHUNKS_AT_ONCE)
+        next_chunks = (
+            select(ChunkRow.id).where(ChunkRow.job_id == job_id, free).order_by(ChunkRow.id).limit(CHUNKS_AT_ONCE)
+        )
         while True:
             with writing(engine) as connection:
                 chunk_ids = connection.execute(next_chunks.with_for_update()).scalars().all()
                 connection.execute(
-                    update(Item)
-                    .where(Item.chunk_id.in_(chunk_ids), Item.state == ItemState.QUEUED)
-                    .values(state=ItemState.CANCELLED, risk=Risk.NONE)
+                    update(ItemRow)
+                    .where(ItemRow.chunk_id.in_(chunk_ids), ItemRow.state == ItemState.QUEUED)
+                    .values(state=ItemState.CANCELLED, risk=Quarantine.NONE)
                 )
                 connection.execute(
-                    update(Chunk)
-                    .where(Chunk.id.in_(chunk_ids), free)
+                    update(ChunkRow)
+                    .where(ChunkRow.id.in_(chunk_ids), free)
                     .values(state=ChunkState.DONE, token=None, owner=None, until=None)
                 )
             if len(chunk_ids) < CHUNKS_AT_ONCE:
@@ -101,13 +105,13 @@ def retry(engine: Engine, job_id: int, reasons: Sequence[Reason] = ()) -> int:
         UsageError: when the job is cancelled.
     """
     number, last = 0, 0
-    failed = and_(Item.job_id == job_id, HAS_FAILED)
+    failed = and_(ItemRow.job_id == job_id, HAS_FAILED)
     if reasons:
-        failed = and_(failed, Item.reason.in_(reasons))
+        failed = and_(failed, ItemRow.reason.in_(reasons))
     while True:
         with writing(engine) as connection:
-            page = select(Item.image_id, Item.chunk_id).where(failed, Item.image_id > last)
-            rows = connection.execute(page.order_by(Item.image_id).limit(FAILURES_AT_ONCE)).all()
+            page = select(ItemRow.image_id, ItemRow.chunk_id).where(failed, ItemRow.image_id > last)
+            rows = connection.execute(page.order_by(ItemRow.image_id).limit(FAILURES_AT_ONCE)).all()
             number += _queue_again(connection, job_id, {row.chunk_id for row in rows}, [row.image_id for row in rows])
         if len(rows) < FAILURES_AT_ONCE:
             return number
@@ -116,29 +120,31 @@ def retry(engine: Engine, job_id: int, reasons: Sequence[Reason] = ()) -> int:
 
 def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image_ids: Sequence[int]) -> int:
     if image_ids:
-        connection.execute(select(Chunk.id).where(Chunk.id.in_(chunk_ids)).order_by(Chunk.id).with_for_update())
+        connection.execute(
+            select(ChunkRow.id).where(ChunkRow.id.in_(chunk_ids)).order_by(ChunkRow.id).with_for_update()
+        )
     queued = connection.execute(
-        update(Item)
-        .where(Item.job_id == job_id, Item.image_id.in_(image_ids), HAS_FAILED)
-        .values(state=ItemState.QUEUED, risk=Risk.NONE, losses=0, reason=None, message=None)
-        .returning(Item.chunk_id)
+        update(ItemRow)
+        .where(ItemRow.job_id == job_id, ItemRow.image_id.in_(image_ids), HAS_FAILED)
+        .values(state=ItemState.QUEUED, risk=Quarantine.NONE, losses=0, reason=None, message=None)
+        .returning(ItemRow.chunk_id)
     ).scalars().all()  # fmt: skip
     if queued:
         connection.execute(
-            update(Chunk)
-            .where(Chunk.id == bindparam("chunk"))
+            update(ChunkRow)
+            .where(ChunkRow.id == bindparam("chunk"))
             .values(
-                failed=Chunk.failed - bindparam("number"),
-                state=case((Chunk.state == ChunkState.DONE, ChunkState.QUEUED), else_=Chunk.state),
+                failed=ChunkRow.failed - bindparam("number"),
+                state=case((ChunkRow.state == ChunkState.DONE, ChunkState.QUEUED), else_=ChunkRow.state),
             ),
             [{"chunk": chunk_id, "number": number} for chunk_id, number in sorted(Counter(queued).items())],
         )
     # after the chunks, and also where it changes nothing: who finishes the job must wait, and look again
-    state = connection.execute(select(Job.state).where(Job.id == job_id).with_for_update()).scalar_one()
+    state = connection.execute(select(JobRow.state).where(JobRow.id == job_id).with_for_update()).scalar_one()
     if state == JobState.CANCELLED:
         raise UsageError(f"job {job_id} is cancelled: submit its photos again")
     if queued and state == JobState.FINISHED:
-        connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.ACTIVE, finished_at=None))
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(state=JobState.ACTIVE, finished_at=None))
     return len(queued)
 
 
@@ -148,10 +154,10 @@ def prune(engine: Engine, older_than: timedelta) -> int:
     vain. Scores, and the counts of the jobs, stay. Returns the number of items removed.
     """
     ended = and_(
-        Job.state.in_((JobState.FINISHED, JobState.CANCELLED)), Job.finished_at < datetime.now(UTC) - older_than
+        JobRow.state.in_((JobState.FINISHED, JobState.CANCELLED)), JobRow.finished_at < datetime.now(UTC) - older_than
     )
     with reading(engine) as connection:
-        job_ids = connection.execute(select(Job.id).where(ended).order_by(Job.id)).scalars().all()
+        job_ids = connection.execute(select(JobRow.id).where(ended).order_by(JobRow.id)).scalars().all()
     return sum(_prune_job(engine, job_id) for job_id in job_ids)
 
 
@@ -159,10 +165,12 @@ def _prune_job(engine: Engine, job_id: int) -> int:
     number, last = 0, 0
     while True:
         with writing(engine) as connection:
-            page = select(Chunk.id).where(Chunk.job_id == job_id, Chunk.state == ChunkState.DONE, Chunk.id > last)
-            chunk_ids = connection.execute(page.order_by(Chunk.id).limit(CHUNKS_AT_ONCE)).scalars().all()
-            settled = Item.state.in_((ItemState.SCORED, ItemState.CANCELLED))
-            number += connection.execute(delete(Item).where(Item.chunk_id.in_(chunk_ids), settled)).rowcount
+            page = select(ChunkRow.id).where(
+                ChunkRow.job_id == job_id, ChunkRow.state == ChunkState.DONE, ChunkRow.id > last
+            )
+            chunk_ids = connection.execute(page.order_by(ChunkRow.id).limit(CHUNKS_AT_ONCE)).scalars().all()
+            settled = ItemRow.state.in_((ItemState.SCORED, ItemState.CANCELLED))
+            number += connection.execute(delete(ItemRow).where(ItemRow.chunk_id.in_(chunk_ids), settled)).rowcount
         if len(chunk_ids) < CHUNKS_AT_ONCE:
             return number
         last = chunk_ids[-1]

@@ -23,15 +23,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
-from models.tables import HAS_FAILED, AnswerRow, Chunk, Image, Item, Job, JobQuestion, RowId, Score
-from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Risk
+from models.tables import HAS_FAILED, AnswerRow, ChunkRow, ImageRow, ItemRow, JobQuestionRow, JobRow, RowId, ScoreRow
+from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, Quarantine
 
 CHUNK_SIZE = 512
 SMALLEST_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Terms:
+class JobCriteria:
     """What of a job decides which images it needs. asks: whether it has questions."""
 
     job_id: int
@@ -41,7 +41,9 @@ class Terms:
     ask_below: float | None
 
 
-def register(connection: Connection, versions: Mapping[str, str], terms: Terms) -> tuple[list[int], int, int]:
+def upsert_images(
+    connection: Connection, versions: Mapping[str, str], terms: JobCriteria
+) -> tuple[list[int], int, int]:
     """
     Make each version the current one of its URI. Returns the ids of the images that are to be scored or asked about by
     the job and not in it yet, and how many others have all that it wants, and failed before by their own fault.
@@ -50,56 +52,56 @@ def register(connection: Connection, versions: Mapping[str, str], terms: Terms) 
     """
     listed = _table(connection, versions)
     known, new = _make_current(connection, listed)
-    return _sorted_out(connection, listed, terms) if known else (new, 0, 0)
+    return _partition(connection, listed, terms) if known else (new, 0, 0)
 
 
-def learn(connection: Connection, versions: Mapping[str, str]) -> dict[str, int]:
+def add_version(connection: Connection, versions: Mapping[str, str]) -> dict[str, int]:
     """Make each version the current one of its URI. The ids of the images, by URI."""
     listed = _table(connection, versions)
     _make_current(connection, listed)
-    same = and_(listed.c.key == Image.uri, listed.c.value == Image.version)
-    return {row.uri: row.id for row in connection.execute(select(Image.uri, Image.id).join(listed, same))}
+    same = and_(listed.c.key == ImageRow.uri, listed.c.value == ImageRow.version)
+    return {row.uri: row.id for row in connection.execute(select(ImageRow.uri, ImageRow.id).join(listed, same))}
 
 
 def _make_current(connection: Connection, listed: Subquery) -> tuple[bool, list[int]]:
     """Whether any of the URIs was known before; the ids of the images that are new, in the order of the listing."""
     known = connection.execute(
-        select(Image.id, Image.current, (Image.version == listed.c.value).label("is_listed"), listed.c.value)
-        .join(listed, listed.c.key == Image.uri)
+        select(ImageRow.id, ImageRow.current, (ImageRow.version == listed.c.value).label("is_listed"), listed.c.value)
+        .join(listed, listed.c.key == ImageRow.uri)
     ).all()  # fmt: skip
     turned = [row for row in known if row.current != row.is_listed and row.value != UNKNOWN_VERSION]
     for was_current in (True, False):  # in this order: no moment has two current versions
         if ids := [row.id for row in turned if row.current is was_current]:
-            connection.execute(update(Image).where(Image.id.in_(ids)).values(current=not was_current))
+            connection.execute(update(ImageRow).where(ImageRow.id.in_(ids)).values(current=not was_current))
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = select(listed.c.key, listed.c.value, listed.c.value != UNKNOWN_VERSION).order_by(listed.c.position)
     added = connection.execute(
-        dialect.insert(Image)
+        dialect.insert(ImageRow)
         .from_select(["uri", "version", "current"], rows)
         .on_conflict_do_nothing(index_elements=["uri", "version"])
-        .returning(Image.id)
+        .returning(ImageRow.id)
     )
     return bool(known), sorted(added.scalars().all())
 
 
-def _sorted_out(connection: Connection, listed: Subquery, terms: Terms) -> tuple[list[int], int, int]:
-    other = aliased(Image)
+def _partition(connection: Connection, listed: Subquery, terms: JobCriteria) -> tuple[list[int], int, int]:
+    other = aliased(ImageRow)
     either_unknown = or_(other.version == UNKNOWN_VERSION, listed.c.value == UNKNOWN_VERSION)
     same = and_(other.uri == listed.c.key, or_(other.version == listed.c.value, either_unknown))
-    in_job = exists().where(same, exists().where(Item.job_id == terms.job_id, Item.image_id == other.id))
-    scored = exists().where(Score.image_id == Image.id, Score.scorer_id == terms.scorer_id)
+    in_job = exists().where(same, exists().where(ItemRow.job_id == terms.job_id, ItemRow.image_id == other.id))
+    scored = exists().where(ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == terms.scorer_id)
     has_all = and_(scored, _is_answered(terms)) if terms.asks else scored
     failed = exists().where(
-        Item.image_id == Image.id,
+        ItemRow.image_id == ImageRow.id,
         HAS_FAILED,
-        Item.reason.not_in(PASSING_REASONS),
-        Job.id == Item.job_id,
-        Job.scorer_id == terms.scorer_id,
+        ItemRow.reason.not_in(PASSING_REASONS),
+        JobRow.id == ItemRow.job_id,
+        JobRow.scorer_id == terms.scorer_id,
     )
     may_skip = false() if terms.rescore else listed.c.value != UNKNOWN_VERSION
     query = (
-        select(Image.id, and_(may_skip, has_all).label("has_all"), and_(may_skip, failed).label("failed"))
-        .join(listed, and_(listed.c.key == Image.uri, listed.c.value == Image.version))
+        select(ImageRow.id, and_(may_skip, has_all).label("has_all"), and_(may_skip, failed).label("failed"))
+        .join(listed, and_(listed.c.key == ImageRow.uri, listed.c.value == ImageRow.version))
         .where(~in_job)
         .order_by(listed.c.position)
     )
@@ -109,23 +111,25 @@ def _sorted_out(connection: Connection, listed: Subquery, terms: Terms) -> tuple
     return waiting, skipped, len(rows) - len(waiting) - skipped
 
 
-def _is_answered(terms: Terms) -> ColumnElement[bool]:
+def _is_answered(terms: JobCriteria) -> ColumnElement[bool]:
     """Whether an image that has its score has every answer that the job asks for."""
-    of_this = and_(AnswerRow.image_id == Image.id, AnswerRow.scorer_id == terms.scorer_id)
-    is_there = exists().where(of_this, AnswerRow.question_id == JobQuestion.question_id)
-    is_there = is_there.correlate(Image, JobQuestion)  # by itself it would not reach as far out as the image
-    is_open = exists().where(JobQuestion.job_id == terms.job_id, ~is_there)
+    of_this = and_(AnswerRow.image_id == ImageRow.id, AnswerRow.scorer_id == terms.scorer_id)
+    is_there = exists().where(of_this, AnswerRow.question_id == JobQuestionRow.question_id)
+    is_there = is_there.correlate(ImageRow, JobQuestionRow)  # by itself it would not reach as far out as the image
+    is_open = exists().where(JobQuestionRow.job_id == terms.job_id, ~is_there)
     if terms.ask_below is None:
         return ~is_open
     good_enough = exists().where(
-        Score.image_id == Image.id, Score.scorer_id == terms.scorer_id, Score.score >= terms.ask_below
+        ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == terms.scorer_id, ScoreRow.score >= terms.ask_below
     )
     return or_(good_enough, ~is_open)
 
 
 def insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> None:
     """Put images into new chunks of a job."""
-    so_far = connection.execute(select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)).scalar()
+    so_far = connection.execute(
+        select(func.coalesce(func.sum(ChunkRow.size), 0)).where(ChunkRow.job_id == job_id)
+    ).scalar()
     done, total = 0, int(so_far or 0)
     chunk_of: dict[int, int] = {}
     while done < len(ids):
@@ -133,12 +137,12 @@ def insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> Non
         part = ids[done : done + min(CHUNK_SIZE, max(SMALLEST_CHUNK, (total + done) // 8))]
         done += len(part)
         row = {"job_id": job_id, "state": ChunkState.QUEUED, "size": len(part), "scored": 0, "failed": 0}
-        chunk_id = connection.execute(insert(Chunk).values(row).returning(Chunk.id)).scalar_one()
+        chunk_id = connection.execute(insert(ChunkRow).values(row).returning(ChunkRow.id)).scalar_one()
         chunk_of |= dict.fromkeys(part, chunk_id)
     placed = _table(connection, chunk_of)
-    same = {"job_id": job_id, "state": ItemState.QUEUED, "risk": Risk.NONE, "losses": 0}
+    same = {"job_id": job_id, "state": ItemState.QUEUED, "risk": Quarantine.NONE, "losses": 0}
     rows = select(cast(placed.c.key, RowId), cast(placed.c.value, RowId), *(literal(value) for value in same.values()))
-    connection.execute(insert(Item).from_select(["image_id", "chunk_id", *same], rows))
+    connection.execute(insert(ItemRow).from_select(["image_id", "chunk_id", *same], rows))
 
 
 def _table(connection: Connection, pairs: Mapping[str, str] | Mapping[int, int]) -> Subquery:

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
 
-from models.db import in_turn, reading, storable, writing
+from models.db import advisory_lock, reading, sanitize_text, writing
 from models.ledger.answers import keep_questions
-from models.tables import Chunk, Job, Scorer
+from models.tables import ChunkRow, JobRow, ScorerRow
 from qsit.errors import JobNotFound, UsageError
 from qsit.questions import Question
 from qsit.states import ChunkState, JobState
@@ -50,16 +50,16 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
             question is too long.
     """
     with writing(engine) as connection:
-        in_turn(connection, "jobs")
+        advisory_lock(connection, "jobs")
         scorer = _scorer_id(connection, spec)
-        query = select(Job.id, Job.key, Job.state)
+        query = select(JobRow.id, JobRow.key, JobRow.state)
         if spec.name is not None:
-            query = query.where(Job.name == spec.name)
+            query = query.where(JobRow.name == spec.name)
         else:
             open_states = (JobState.ACTIVE, JobState.PAUSED)
-            query = query.where(Job.key == spec.key, Job.scorer_id == scorer, Job.state.in_(open_states))
-            query = query.where(Job.name.is_(None))
-        found = connection.execute(query.order_by(Job.id.desc()).limit(1)).one_or_none()
+            query = query.where(JobRow.key == spec.key, JobRow.scorer_id == scorer, JobRow.state.in_(open_states))
+            query = query.where(JobRow.name.is_(None))
+        found = connection.execute(query.order_by(JobRow.id.desc()).limit(1)).one_or_none()
         if found is not None and found.key != spec.key:
             raise UsageError(f"the job {spec.name} exists with other sources or options; choose another --name")
         if found is not None and found.state == JobState.CANCELLED:
@@ -67,10 +67,10 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
         if found is not None:
             job_id = found.id
             connection.execute(
-                update(Job)
-                .where(Job.id == job_id)
+                update(JobRow)
+                .where(JobRow.id == job_id)
                 .values(
-                    private=Job.private if spec.private else False,  # what the fleet works on stays the fleet's
+                    private=JobRow.private if spec.private else False,  # what the fleet works on stays the fleet's
                     priority=spec.priority,
                     max_failed=spec.max_failed,
                 )
@@ -88,14 +88,14 @@ def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
         "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
         "ask_below": spec.ask_below,
     }  # fmt: skip
-    return connection.execute(insert(Job).values(row).returning(Job.id)).scalar_one()
+    return connection.execute(insert(JobRow).values(row).returning(JobRow.id)).scalar_one()
 
 
 def _opened(connection: Connection, job_id: int, *, is_new: bool) -> OpenedJob:
     row = connection.execute(
-        select(Job.state, Job.listed_at, Scorer.model, Scorer.revision, Scorer.procedure)
-        .join(Scorer, Scorer.id == Job.scorer_id)
-        .where(Job.id == job_id)
+        select(JobRow.state, JobRow.listed_at, ScorerRow.model, ScorerRow.revision, ScorerRow.procedure)
+        .join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
+        .where(JobRow.id == job_id)
     ).one()
     return OpenedJob(
         job_id, row.model, row.revision, row.procedure, is_new, row.listed_at is not None, JobState(row.state)
@@ -103,12 +103,14 @@ def _opened(connection: Connection, job_id: int, *, is_new: bool) -> OpenedJob:
 
 
 def _scorer_id(connection: Connection, spec: JobSpec) -> int:
-    same = and_(Scorer.model == spec.model, Scorer.revision == spec.revision, Scorer.procedure == spec.procedure)
-    found = connection.execute(select(Scorer.id).where(same)).scalar_one_or_none()
+    same = and_(
+        ScorerRow.model == spec.model, ScorerRow.revision == spec.revision, ScorerRow.procedure == spec.procedure
+    )
+    found = connection.execute(select(ScorerRow.id).where(same)).scalar_one_or_none()
     if found is not None:
         return found
     row = {"model": spec.model, "revision": spec.revision, "procedure": spec.procedure}
-    return connection.execute(insert(Scorer).values(row).returning(Scorer.id)).scalar_one()
+    return connection.execute(insert(ScorerRow).values(row).returning(ScorerRow.id)).scalar_one()
 
 
 def find_job(engine: Engine, name_or_id: str | None) -> int:
@@ -120,24 +122,24 @@ def find_job(engine: Engine, name_or_id: str | None) -> int:
     """
     with reading(engine) as connection:
         if name_or_id is None:
-            latest = connection.execute(select(func.max(Job.id))).scalar()
+            latest = connection.execute(select(func.max(JobRow.id))).scalar()
             if latest is None:
                 raise JobNotFound("there is no job yet; `qsit score FOLDER` makes one")
             return int(latest)
         is_number = name_or_id.isdecimal() and len(name_or_id) < 19
-        wanted = Job.id == int(name_or_id) if is_number else Job.name == storable(name_or_id)
-        found = connection.execute(select(Job.id).where(wanted)).scalar()
+        wanted = JobRow.id == int(name_or_id) if is_number else JobRow.name == sanitize_text(name_or_id)
+        found = connection.execute(select(JobRow.id).where(wanted)).scalar()
     if found is None:
-        raise JobNotFound(f"there is no job {storable(name_or_id)}; `qsit status` shows the latest")
+        raise JobNotFound(f"there is no job {sanitize_text(name_or_id)}; `qsit status` shows the latest")
     return found
 
 
 _LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE", which the index cannot find
-_UNFINISHED = exists().where(Chunk.job_id == Job.id, Chunk.state.in_(_LEFT))
+_UNFINISHED = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(_LEFT))
 
 
-_DONE = and_(Job.state == JobState.ACTIVE, Job.listed_at.is_not(None), ~_UNFINISHED)
-_IS_DONE = select(Job.id).where(Job.id == bindparam("job"), _DONE)
+_DONE = and_(JobRow.state == JobState.ACTIVE, JobRow.listed_at.is_not(None), ~_UNFINISHED)
+_IS_DONE = select(JobRow.id).where(JobRow.id == bindparam("job"), _DONE)
 
 
 def finish_if_done(engine: Engine, job_id: int) -> bool:
@@ -147,9 +149,11 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
             return False
     with writing(engine) as connection:
         # locked first and looked at then: a retry that was under way has its chunks queued by now
-        connection.execute(select(Job.id).where(Job.id == job_id).with_for_update())
+        connection.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
         done = connection.execute(
-            update(Job).where(Job.id == job_id, _DONE).values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
+            update(JobRow)
+            .where(JobRow.id == job_id, _DONE)
+            .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
         )
         return done.rowcount == 1
 
@@ -157,6 +161,6 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
 def finish_done_jobs(engine: Engine) -> None:
     """Finish every job that is done; the timer's share, should the last record's have been lost."""
     with reading(engine) as connection:
-        job_ids = connection.execute(select(Job.id).where(_DONE)).scalars().all()
+        job_ids = connection.execute(select(JobRow.id).where(_DONE)).scalars().all()
     for job_id in job_ids:
         finish_if_done(engine, job_id)

@@ -26,68 +26,70 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from models.claims import Claim, ClaimedItem, Findings, Known, Lane, Result
+from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, QueueKey, Result
 from models.db import writing
 from models.dialects import now_s
 from models.ledger import answers, recording
 from models.ledger.conditions import (
-    AMONG_THESE,
-    FROM_NOW,
-    HELD_BY_ME,
-    MINE,
+    ITEM_ID_IN,
+    LEASE_IS_MINE,
+    LOCK_MY_CHUNK,
+    NEW_EXPIRY,
     OF_THIS_CHUNK,
     OVERDUE,
     THIS_CHUNK,
     lease_of,
 )
 from models.ledger.jobs import finish_if_done
-from models.tables import Chunk, Image, Item, Job, JobQuestion, Score, Scorer, Worker
+from models.tables import ChunkRow, ImageRow, ItemRow, JobQuestionRow, JobRow, ScoreRow, ScorerRow, WorkerRow
 from qsit.errors import LeaseLost
-from qsit.states import ChunkState, ItemState, JobState, Reason, Risk, WorkerState
+from qsit.states import ChunkState, ItemState, JobState, Quarantine, Reason, WorkerState
 
 LOSSES_TO_CRASHED = 3
 
 
-_HAS_RESTED = or_(Chunk.until.is_(None), OVERDUE)
-_FREE = or_(Chunk.state == ChunkState.SENT, and_(Chunk.state == ChunkState.QUEUED, _HAS_RESTED))
+_HAS_RESTED = or_(ChunkRow.until.is_(None), OVERDUE)
+_FREE = or_(ChunkRow.state == ChunkState.SENT, and_(ChunkRow.state == ChunkState.QUEUED, _HAS_RESTED))
 _ONLY_JOB = bindparam("only_job", type_=BigInteger)
 _FOR_THIS_LANE = (
     exists()
-    .where(Job.id == Chunk.job_id, Job.state == JobState.ACTIVE, Scorer.id == Job.scorer_id)
-    .where(Scorer.model == bindparam("model"), Scorer.revision == bindparam("revision"))
-    .where(or_(Job.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), Job.private.is_(False))))
+    .where(JobRow.id == ChunkRow.job_id, JobRow.state == JobState.ACTIVE, ScorerRow.id == JobRow.scorer_id)
+    .where(ScorerRow.model == bindparam("model"), ScorerRow.revision == bindparam("revision"))
+    .where(or_(JobRow.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), JobRow.private.is_(False))))
 )
 
 
 def _of_its_job(what: InstrumentedAttribute[Any]) -> ScalarSelect[Any]:
-    return select(what).where(Job.id == Chunk.job_id).correlate(Chunk).scalar_subquery()
+    return select(what).where(JobRow.id == ChunkRow.job_id).correlate(ChunkRow).scalar_subquery()
 
 
-_ITS_SCORER = _of_its_job(Job.scorer_id)
-_ITS_PROCEDURE = select(Scorer.procedure).where(Scorer.id == _ITS_SCORER).scalar_subquery()
-_ASKS = exists().where(JobQuestion.job_id == Chunk.job_id).correlate(Chunk)
+_ITS_SCORER = _of_its_job(JobRow.scorer_id)
+_ITS_PROCEDURE = select(ScorerRow.procedure).where(ScorerRow.id == _ITS_SCORER).scalar_subquery()
+_ASKS = exists().where(JobQuestionRow.job_id == ChunkRow.job_id).correlate(ChunkRow)
 _TAKE = (
-    update(Chunk)
+    update(ChunkRow)
     .where(THIS_CHUNK, _FREE, _FOR_THIS_LANE)
-    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=FROM_NOW)
-    .returning(Chunk.job_id, _ITS_SCORER, _of_its_job(Job.rescore), _ITS_PROCEDURE, _of_its_job(Job.ask_below), _ASKS)
+    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=NEW_EXPIRY)
+    .returning(
+        ChunkRow.job_id, _ITS_SCORER, _of_its_job(JobRow.rescore), _ITS_PROCEDURE, _of_its_job(JobRow.ask_below), _ASKS
+    )
 )
-_IS_OVERDUE = select(Chunk.id).where(THIS_CHUNK, Chunk.state == ChunkState.LEASED, OVERDUE)
+_IS_OVERDUE = select(ChunkRow.id).where(THIS_CHUNK, ChunkRow.state == ChunkState.LEASED, OVERDUE)
 _ITS_SCORE = (
-    select(Score.score)
-    .where(Score.image_id == Item.image_id, Score.scorer_id == bindparam("scorer"))
-    .correlate(Item)
+    select(ScoreRow.score)
+    .where(ScoreRow.image_id == ItemRow.image_id, ScoreRow.scorer_id == bindparam("scorer"))
+    .correlate(ItemRow)
     .scalar_subquery()
 )
 _OPEN_ITEMS = (
-    select(Image.id, Image.uri, Image.version, Item.risk == Risk.SUSPECT, _ITS_SCORE)
-    .join(Item, Item.image_id == Image.id)
+    select(ImageRow.id, ImageRow.uri, ImageRow.version, ItemRow.risk == Quarantine.SUSPECT, _ITS_SCORE)
+    .join(ItemRow, ItemRow.image_id == ImageRow.id)
     .where(OF_THIS_CHUNK)
-    .order_by(Image.id)
+    .order_by(ImageRow.id)
 )
 
 
-def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float) -> Claim | None:
+def claim(engine: Engine, chunk_id: int, lane: QueueKey, owner: str, lease_s: float) -> Claim | None:
     """
     Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
     this lane, or its job is not active. Items that need nothing by now are settled without being returned.
@@ -100,7 +102,7 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
     with writing(engine) as connection:
         taken = connection.execute(_TAKE, terms).one_or_none()
         if taken is None and connection.execute(_IS_OVERDUE, terms).scalar() is not None:
-            lose(connection, chunk_id, OVERDUE)
+            expire(connection, chunk_id, OVERDUE)
             taken = connection.execute(_TAKE, terms).one_or_none()
         if taken is None:
             return None
@@ -113,27 +115,27 @@ def claim(engine: Engine, chunk_id: int, lane: Lane, owner: str, lease_s: float)
             for image_id, uri, version, suspect, score in rows
         ]
         every = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items, questions, ask_below)
-        settled = [Known(item.image_id) for item in items if every.is_settled(item.found)]
+        settled = [AlreadyScored(item.image_id) for item in items if every.is_settled(item.found)]
         if not settled:
             return every
         claimed = replace(every, items=[item for item in items if not every.is_settled(item.found)])
-        recording.write(connection, claimed, settled, lease_s)
+        recording.record_batch(connection, claimed, settled, lease_s)
     return claimed
 
 
-_NOTHING = Findings()
+_NOTHING = ExistingResults()
 
 
-def _found(score: float | None, answered: frozenset[int] | None) -> Findings:
+def _found(score: float | None, answered: frozenset[int] | None) -> ExistingResults:
     if score is None and answered is None:
         return _NOTHING  # most have nothing, and making another takes its time
-    return Findings(score, answered or frozenset())
+    return ExistingResults(score, answered or frozenset())
 
 
-_START = update(Item).where(AMONG_THESE).values(risk=bindparam("new_risk"))
+_START = update(ItemRow).where(ITEM_ID_IN).values(risk=bindparam("new_risk"))
 
 
-def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
+def mark_in_flight(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
     """
     Note that items are in flight, so that a worker's death can be laid to them. What runs alone is in flight alone:
     what was before it has come to an end, if without a result, by the worker's own fault.
@@ -144,8 +146,8 @@ def start(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool
     with writing(engine) as connection:
         _check_lease(connection, claim)
         if alone:
-            connection.execute(_CALM, {"chunk": claim.chunk_id})
-        risk = Risk.ALONE if alone else Risk.IN_FLIGHT
+            connection.execute(_CLEAR_RISK, {"chunk": claim.chunk_id})
+        risk = Quarantine.ALONE if alone else Quarantine.IN_FLIGHT
         connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
 
 
@@ -159,21 +161,21 @@ def record(engine: Engine, claim: Claim, batch: Sequence[Result], lease_s: float
         LeaseLost: when the chunk is another's by now; nothing is written.
     """
     with writing(engine) as connection:
-        job_state = recording.write(connection, claim, batch, lease_s)
+        job_state = recording.record_batch(connection, claim, batch, lease_s)
         if job_state is None:
             raise _lost(claim)
     return job_state is JobState.ACTIVE
 
 
-_EXTEND = update(Chunk).where(MINE).values(until=FROM_NOW).returning(_of_its_job(Job.state))
+_EXTEND = update(ChunkRow).where(LEASE_IS_MINE).values(until=NEW_EXPIRY).returning(_of_its_job(JobRow.state))
 
 
-def extend(connection: Connection, claim: Claim, lease_s: float) -> bool:
+def renew(connection: Connection, claim: Claim, lease_s: float) -> bool:
     """The heartbeat of a lease. False when it is lost, or the job has been paused or cancelled."""
     return connection.execute(_EXTEND, {**lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
 
 
-def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
+def release(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
     """
     End a lease in good order: the chunk is done, or what is left of it is queued again, to be sent after `delay_s`.
     Finishes the job with its last chunk. Does nothing when the lease is lost.
@@ -183,7 +185,7 @@ def hand_back(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
             job_state = _check_lease(connection, claim)
         except LeaseLost:
             return
-        left = _release(connection, claim.chunk_id, job_state, delay_s)
+        left = _requeue_or_finish(connection, claim.chunk_id, job_state, delay_s)
     if left == ChunkState.DONE:
         finish_if_done(engine, claim.job_id)
 
@@ -194,67 +196,70 @@ def _lost(claim: Claim) -> LeaseLost:
 
 def _check_lease(connection: Connection, claim: Claim) -> JobState:
     """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
-    job_state = connection.execute(HELD_BY_ME, lease_of(claim)).scalar()
+    job_state = connection.execute(LOCK_MY_CHUNK, lease_of(claim)).scalar()
     if job_state is None:
         raise _lost(claim)
     return JobState(job_state)
 
 
-def lose(connection: Connection, chunk_id: int, still: ColumnElement[bool]) -> int:
+def expire(connection: Connection, chunk_id: int, still: ColumnElement[bool]) -> int:
     """
     The worker that held a chunk is dead or out of touch; nothing is done unless that is `still` so, for a live one may
     have the chunk by now. What it had in flight becomes suspect; what it ran alone has one more loss, and fails with
     the third. Returns 1, or 0 when nothing was done.
     """
     query = (
-        select(Job.state)
-        .join(Chunk, Chunk.job_id == Job.id)
-        .where(Chunk.id == chunk_id, Chunk.state == ChunkState.LEASED, still)
+        select(JobRow.state)
+        .join(ChunkRow, ChunkRow.job_id == JobRow.id)
+        .where(ChunkRow.id == chunk_id, ChunkRow.state == ChunkState.LEASED, still)
     )
-    job_state = connection.execute(query.with_for_update(of=Chunk, skip_locked=True)).scalar()
+    job_state = connection.execute(query.with_for_update(of=ChunkRow, skip_locked=True)).scalar()
     if job_state is None:
         return 0
-    open_items = and_(Item.chunk_id == chunk_id, Item.state == ItemState.QUEUED)
+    open_items = and_(ItemRow.chunk_id == chunk_id, ItemRow.state == ItemState.QUEUED)
     if _was_told_to_end(connection, chunk_id):
-        _release(connection, chunk_id, job_state)
+        _requeue_or_finish(connection, chunk_id, job_state)
         return 1
-    crashed = and_(open_items, Item.risk == Risk.ALONE, Item.losses + 1 >= LOSSES_TO_CRASHED)
+    crashed = and_(open_items, ItemRow.risk == Quarantine.ALONE, ItemRow.losses + 1 >= LOSSES_TO_CRASHED)
     count = connection.execute(
-        update(Item)
+        update(ItemRow)
         .where(crashed)
         .values(
             state=ItemState.FAILED,
-            risk=Risk.NONE,
-            losses=Item.losses + 1,
+            risk=Quarantine.NONE,
+            losses=ItemRow.losses + 1,
             reason=Reason.CRASHED,
             message=f"it ended its worker {LOSSES_TO_CRASHED} times while running alone",
         )
     ).rowcount
     connection.execute(
-        update(Item)
-        .where(open_items, Item.risk.in_((Risk.ALONE, Risk.IN_FLIGHT)))
-        .values(risk=Risk.SUSPECT, losses=case((Item.risk == Risk.ALONE, Item.losses + 1), else_=Item.losses))
+        update(ItemRow)
+        .where(open_items, ItemRow.risk.in_((Quarantine.ALONE, Quarantine.IN_FLIGHT)))
+        .values(
+            risk=Quarantine.SUSPECT,
+            losses=case((ItemRow.risk == Quarantine.ALONE, ItemRow.losses + 1), else_=ItemRow.losses),
+        )
     )
-    connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(failed=Chunk.failed + count))
-    _release(connection, chunk_id, job_state)
+    connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(failed=ChunkRow.failed + count))
+    _requeue_or_finish(connection, chunk_id, job_state)
     return 1
 
 
 def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
     """Whether the chunk's worker was killed while it was stopping anyway, which is no photo's doing."""
-    stopped = select(Worker.owner).where(Worker.state == WorkerState.STOPPED)
-    query = select(Chunk.id).where(Chunk.id == chunk_id, Chunk.owner.in_(stopped))
+    stopped = select(WorkerRow.owner).where(WorkerRow.state == WorkerState.STOPPED)
+    query = select(ChunkRow.id).where(ChunkRow.id == chunk_id, ChunkRow.owner.in_(stopped))
     return connection.execute(query).scalar() is not None
 
 
-_CANCEL = update(Item).where(OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Risk.NONE)
-_CALM = (
-    update(Item)
-    .where(OF_THIS_CHUNK, Item.risk.in_((Risk.IN_FLIGHT, Risk.ALONE)))
-    .values(risk=case((Item.risk == Risk.ALONE, Risk.SUSPECT), else_=Risk.NONE))
+_CANCEL = update(ItemRow).where(OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Quarantine.NONE)
+_CLEAR_RISK = (
+    update(ItemRow)
+    .where(OF_THIS_CHUNK, ItemRow.risk.in_((Quarantine.IN_FLIGHT, Quarantine.ALONE)))
+    .values(risk=case((ItemRow.risk == Quarantine.ALONE, Quarantine.SUSPECT), else_=Quarantine.NONE))
 )
-_RELEASE = (
-    update(Chunk)
+_REQUEUE_OR_FINISH = (
+    update(ChunkRow)
     .where(THIS_CHUNK)
     .values(
         state=case((exists().where(OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
@@ -262,15 +267,15 @@ _RELEASE = (
         owner=None,
         until=now_s() + bindparam("delay_s", type_=Float(53)),
     )
-    .returning(Chunk.state)
+    .returning(ChunkRow.state)
 )
 
 
-def _release(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
+def _requeue_or_finish(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
     """
     A leased chunk is queued again, or done. Nothing of it is in flight any more, and nothing more is laid to its
     items: what ran alone does so again. The chunk's new state.
     """
     chunk = {"chunk": chunk_id}
-    connection.execute(_CANCEL if job_state == JobState.CANCELLED else _CALM, chunk)
-    return connection.execute(_RELEASE, {**chunk, "delay_s": delay_s or None}).scalar_one()
+    connection.execute(_CANCEL if job_state == JobState.CANCELLED else _CLEAR_RISK, chunk)
+    return connection.execute(_REQUEUE_OR_FINISH, {**chunk, "delay_s": delay_s or None}).scalar_one()

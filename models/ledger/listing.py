@@ -7,11 +7,11 @@ from typing import Protocol
 
 from sqlalchemy import Engine, and_, delete, exists, func, or_, select, update
 
-from models.db import analyse, in_turn, writing
+from models.db import advisory_lock, analyse, writing
 from models.dialects import now_s
-from models.ledger.ingest import Terms, insert_items, register
+from models.ledger.ingest import JobCriteria, insert_items, upsert_images
 from models.ledger.jobs import finish_if_done
-from models.tables import Chunk, Job, JobQuestion
+from models.tables import ChunkRow, JobQuestionRow, JobRow
 from qsit.errors import JobCancelled, LeaseLost
 from qsit.process_id import identity, is_dead
 from qsit.states import UNKNOWN_VERSION, JobState
@@ -52,20 +52,25 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
     """Become the lister of a job, and count from zero. False when it is listed already or another lists it."""
     me = identity()
     with writing(engine) as connection:
-        lister = connection.execute(select(Job.lister).where(Job.id == job_id)).scalar_one()
-        clock_set_back = Job.lister_until > now_s() + 2 * LISTER_S
-        free = or_(Job.lister.is_(None), Job.lister_until < now_s(), clock_set_back)
+        lister = connection.execute(select(JobRow.lister).where(JobRow.id == job_id)).scalar_one()
+        clock_set_back = JobRow.lister_until > now_s() + 2 * LISTER_S
+        free = or_(JobRow.lister.is_(None), JobRow.lister_until < now_s(), clock_set_back)
         if lister is not None and is_dead(lister):
-            free = or_(free, Job.lister == lister)
+            free = or_(free, JobRow.lister == lister)
         taken = connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.listed_at.is_(None), Job.state.in_((JobState.ACTIVE, JobState.PAUSED)), free)
+            update(JobRow)
+            .where(
+                JobRow.id == job_id,
+                JobRow.listed_at.is_(None),
+                JobRow.state.in_((JobState.ACTIVE, JobState.PAUSED)),
+                free,
+            )
             .values(lister=me, lister_until=now_s() + LISTER_S, skipped=0, skipped_failed=0)
         )
         return taken.rowcount == 1
 
 
-_ASKS = exists().where(JobQuestion.job_id == Job.id).correlate(Job).label("asks")
+_ASKS = exists().where(JobQuestionRow.job_id == JobRow.id).correlate(JobRow).label("asks")
 
 
 def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
@@ -87,24 +92,24 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
         else:
             versions[image.uri] = image.version or versions.get(image.uri, UNKNOWN_VERSION)
     with writing(engine) as connection:
-        in_turn(connection, "jobs")
+        advisory_lock(connection, "jobs")
         job = connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.lister == identity(), JobRow.listed_at.is_(None))
             .values(lister_until=now_s() + LISTER_S)
-            .returning(Job.scorer_id, Job.rescore, Job.ask_below, Job.state, _ASKS)
+            .returning(JobRow.scorer_id, JobRow.rescore, JobRow.ask_below, JobRow.state, _ASKS)
         ).one_or_none()
         if job is None:
             raise LeaseLost(f"another process lists job {job_id} now")
         if job.state == JobState.CANCELLED:
             raise JobCancelled(f"job {job_id} was cancelled while it was listed")
-        terms = Terms(job_id, job.scorer_id, job.rescore, job.asks, job.ask_below)
-        waiting, skipped, skipped_failed = register(connection, versions, terms)
+        terms = JobCriteria(job_id, job.scorer_id, job.rescore, job.asks, job.ask_below)
+        waiting, skipped, skipped_failed = upsert_images(connection, versions, terms)
         insert_items(connection, job_id, waiting)
         connection.execute(
-            update(Job)
-            .where(Job.id == job_id)
-            .values(skipped=Job.skipped + skipped, skipped_failed=Job.skipped_failed + skipped_failed)
+            update(JobRow)
+            .where(JobRow.id == job_id)
+            .values(skipped=JobRow.skipped + skipped, skipped_failed=JobRow.skipped_failed + skipped_failed)
         )
     return Added(len(waiting), skipped, skipped_failed, too_long)
 
@@ -113,11 +118,11 @@ def end_listing(engine: Engine, job_id: int) -> None:
     """The listing is complete; with nothing left to do the job is finished."""
     with writing(engine) as connection:
         connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.lister == identity(), Job.listed_at.is_(None))
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.lister == identity(), JobRow.listed_at.is_(None))
             .values(listed_at=datetime.now(UTC), lister=None, lister_until=None)
         )
-        size = select(func.coalesce(func.sum(Chunk.size), 0)).where(Chunk.job_id == job_id)
+        size = select(func.coalesce(func.sum(ChunkRow.size), 0)).where(ChunkRow.job_id == job_id)
         is_large = connection.execute(size).scalar_one() >= LARGE
     finish_if_done(engine, job_id)
     if is_large:
@@ -128,14 +133,16 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
     """Let the next process take the listing up."""
     with writing(engine) as connection:
         connection.execute(
-            update(Job).where(Job.id == job_id, Job.lister == identity()).values(lister=None, lister_until=None)
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.lister == identity())
+            .values(lister=None, lister_until=None)
         )
 
 
 def drop_empty(engine: Engine, job_id: int) -> None:
     """Remove a job into which nothing was listed, so that no name or number stands for nothing."""
     with writing(engine) as connection:
-        has_chunks = exists().where(Chunk.job_id == Job.id)
-        unlisted = and_(Job.skipped == 0, Job.skipped_failed == 0, ~has_chunks)
-        empty = and_(Job.id == job_id, Job.lister == identity(), Job.state != JobState.CANCELLED, unlisted)
-        connection.execute(delete(Job).where(empty))
+        has_chunks = exists().where(ChunkRow.job_id == JobRow.id)
+        unlisted = and_(JobRow.skipped == 0, JobRow.skipped_failed == 0, ~has_chunks)
+        empty = and_(JobRow.id == job_id, JobRow.lister == identity(), JobRow.state != JobState.CANCELLED, unlisted)
+        connection.execute(delete(JobRow).where(empty))

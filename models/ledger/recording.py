@@ -9,28 +9,32 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Text, and_, bindparam, column, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.claims import Claim, Failed, Findings, Result, Scored
-from models.db import in_turn, reading, storable
+from models.claims import Claim, ExistingResults, Failed, Result, Scored
+from models.db import advisory_lock, reading, sanitize_text
 from models.dialects import overwriting, rows_of
 from models.ledger import answers
-from models.ledger.conditions import AMONG_THESE, FROM_NOW, HELD_BY_ME, OPEN, THIS_CHUNK, lease_of
-from models.ledger.ingest import learn
-from models.tables import Chunk, Image, Item, RowId, Score, Utc
-from qsit.states import ItemState, JobState, Risk
+from models.ledger.conditions import ITEM_ID_IN, ITEM_IS_OPEN, LOCK_MY_CHUNK, NEW_EXPIRY, THIS_CHUNK, lease_of
+from models.ledger.ingest import add_version
+from models.tables import ChunkRow, ImageRow, ItemRow, RowId, ScoreRow, Utc
+from qsit.states import ItemState, JobState, Quarantine
 
 LOGITS = ("excellent", "good", "fair", "poor", "bad")
 
 
-def findings(engine: Engine, uri: str, version: str, claim: Claim) -> Findings:
+def existing_results(engine: Engine, uri: str, version: str, claim: Claim) -> ExistingResults:
     """What there is already of an image at a version, by the scorer of a claim and to its questions."""
-    has_score = and_(Score.image_id == Image.id, Score.scorer_id == claim.scorer_id)
-    query = select(Image.id, Score.score).outerjoin(Score, has_score).where(Image.uri == uri, Image.version == version)
+    has_score = and_(ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == claim.scorer_id)
+    query = (
+        select(ImageRow.id, ScoreRow.score)
+        .outerjoin(ScoreRow, has_score)
+        .where(ImageRow.uri == uri, ImageRow.version == version)
+    )
     with reading(engine) as connection:
         image = connection.execute(query).one_or_none()
         if image is None:
-            return Findings()
+            return ExistingResults()
         answered = answers.answered(connection, [image.id], claim.scorer_id, claim.questions)
-        return Findings(image.score, answered.get(image.id, frozenset()))
+        return ExistingResults(image.score, answered.get(image.id, frozenset()))
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class _Batch:
     failed: list[Failed]
 
 
-def write(connection: Connection, claim: Claim, results: Sequence[Result], lease_s: float) -> JobState | None:
+def record_batch(connection: Connection, claim: Claim, results: Sequence[Result], lease_s: float) -> JobState | None:
     """
     Write scores and answers, settle and count the items that are still open, and extend the lease. A version that was
     learnt becomes the current one of its URI, and has score and answers. Returns the job's state, or None when the
@@ -64,7 +68,7 @@ def write(connection: Connection, claim: Claim, results: Sequence[Result], lease
         for question_id, answer in each.answers.items()
     }
     if given:
-        answers.write(connection, claim, given)  # the chunk is locked, and stays ours until all is written
+        answers.write_answers(connection, claim, given)  # the chunk is locked, and stays ours until all is written
     return JobState(job_state)
 
 
@@ -72,38 +76,40 @@ def _register_learnt(connection: Connection, learnt: dict[int, str]) -> Mapping[
     """The images at the versions that were learnt, by the id of the one whose version is unknown."""
     if not learnt:
         return {}
-    in_turn(connection, "jobs")
-    rows = connection.execute(select(Image.id, Image.uri).where(Image.id.in_(learnt))).all()
-    real_ids = learn(connection, {row.uri: learnt[row.id] for row in rows})
+    advisory_lock(connection, "jobs")
+    rows = connection.execute(select(ImageRow.id, ImageRow.uri).where(ImageRow.id.in_(learnt))).all()
+    real_ids = add_version(connection, {row.uri: learnt[row.id] for row in rows})
     return {row.id: real_ids[row.uri] for row in rows}
 
 
 def _message(failed: Failed) -> str:
-    return storable(failed.message)[:500]
+    return sanitize_text(failed.message)[:500]
 
 
-_SCORED = {"state": ItemState.SCORED, "risk": Risk.NONE}
-_FAILED = {"state": ItemState.FAILED, "risk": Risk.NONE}
-_SETTLE = update(Item).where(AMONG_THESE).values(_SCORED)
+_SCORED = {"state": ItemState.SCORED, "risk": Quarantine.NONE}
+_FAILED = {"state": ItemState.FAILED, "risk": Quarantine.NONE}
+_SETTLE = update(ItemRow).where(ITEM_ID_IN).values(_SCORED)
 
-_WRITE = overwriting(sqlite.insert(Score))
+_WRITE = overwriting(sqlite.insert(ScoreRow))
 _FAIL = (
-    update(Item)
-    .where(Item.job_id == bindparam("job"), Item.image_id == bindparam("image"), OPEN)
+    update(ItemRow)
+    .where(ItemRow.job_id == bindparam("job"), ItemRow.image_id == bindparam("image"), ITEM_IS_OPEN)
     .values(**_FAILED, reason=bindparam("why"), message=bindparam("words"))
 )
 _COUNT = (
-    update(Chunk)
+    update(ChunkRow)
     .where(THIS_CHUNK)
     .values(
-        scored=Chunk.scored + bindparam("more_scored"), failed=Chunk.failed + bindparam("more_failed"), until=FROM_NOW
+        scored=ChunkRow.scored + bindparam("more_scored"),
+        failed=ChunkRow.failed + bindparam("more_failed"),
+        until=NEW_EXPIRY,
     )
 )
 
 
 def _in_steps(connection: Connection, claim: Claim, batch: _Batch, lease_s: float) -> str | None:
     """For SQLite, where a statement costs little and none can do it all."""
-    job_state = connection.execute(HELD_BY_ME, lease_of(claim)).scalar()
+    job_state = connection.execute(LOCK_MY_CHUNK, lease_of(claim)).scalar()
     if job_state is None:
         return None
     same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "scored_at": datetime.now(UTC)}
@@ -126,28 +132,28 @@ def _in_steps(connection: Connection, claim: Claim, batch: _Batch, lease_s: floa
 
 
 def _all() -> Any:
-    held = HELD_BY_ME.cte("held")
+    held = LOCK_MY_CHUNK.cte("held")
     is_held = exists(select(held.c.state))
     same = {"scorer_id": bindparam("scorer"), "job_id": bindparam("job"), "scored_at": bindparam("now", type_=Utc())}
-    varies = [column(each.name, each.type) for each in Score.__table__.columns if each.name not in same]
+    varies = [column(each.name, each.type) for each in ScoreRow.__table__.columns if each.name not in same]
     rows = select(rows_of("scores", *varies), *same.values()).where(is_held)
-    written = overwriting(postgresql.insert(Score).from_select([*(each.name for each in varies), *same], rows))
-    settled = _SETTLE.where(is_held).returning(Item.image_id).cte("settled")
+    written = overwriting(postgresql.insert(ScoreRow).from_select([*(each.name for each in varies), *same], rows))
+    settled = _SETTLE.where(is_held).returning(ItemRow.image_id).cte("settled")
     why = rows_of("failures", column("image_id", RowId), column("reason", Text), column("message", Text))
     failed = (
-        update(Item)
-        .where(Item.job_id == bindparam("job"), Item.image_id == why.c.image_id, OPEN, is_held)
+        update(ItemRow)
+        .where(ItemRow.job_id == bindparam("job"), ItemRow.image_id == why.c.image_id, ITEM_IS_OPEN, is_held)
         .values(**_FAILED, reason=why.c.reason, message=why.c.message)
-        .returning(Item.image_id)
+        .returning(ItemRow.image_id)
         .cte("failed")
     )
     return (
-        update(Chunk)
+        update(ChunkRow)
         .where(THIS_CHUNK, is_held)
         .values(
-            scored=Chunk.scored + select(func.count()).select_from(settled).scalar_subquery(),
-            failed=Chunk.failed + select(func.count()).select_from(failed).scalar_subquery(),
-            until=FROM_NOW,
+            scored=ChunkRow.scored + select(func.count()).select_from(settled).scalar_subquery(),
+            failed=ChunkRow.failed + select(func.count()).select_from(failed).scalar_subquery(),
+            until=NEW_EXPIRY,
         )
         .returning(select(held.c.state).scalar_subquery())
         .add_cte(written.cte("written"))

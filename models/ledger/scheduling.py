@@ -20,12 +20,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from models.claims import Lane
-from models.db import in_turn, reading, writing
+from models.claims import QueueKey
+from models.db import advisory_lock, reading, writing
 from models.dialects import now_s
 from models.ledger.conditions import OVERDUE
 from models.ledger.rescue import expire_all, requeue
-from models.tables import HELD, Chunk, Image, Item, Job, Ledger, Scorer, Worker
+from models.tables import HELD, ChunkRow, ImageRow, ItemRow, JobRow, LedgerRow, ScorerRow, WorkerRow
 from qsit.states import ChunkState, ItemState, JobState, WorkerState
 
 SLACK_S = 60.0
@@ -44,36 +44,36 @@ class Message:
 def ledger_id(engine: Engine) -> str:
     """What tells this ledger from others that share its Redis: eight hexadecimal digits, made with the schema."""
     with reading(engine) as connection:
-        return connection.execute(select(Ledger.id)).scalar_one()
+        return connection.execute(select(LedgerRow.id)).scalar_one()
 
 
-_OF_LANE = and_(Scorer.model == bindparam("model"), Scorer.revision == bindparam("revision"))
+_OF_LANE = and_(ScorerRow.model == bindparam("model"), ScorerRow.revision == bindparam("revision"))
 _LEASE = bindparam("lease_s", type_=Float(53))
 _LATEST = now_s() + _LEASE + SLACK_S  # whatever is to end later was given before the clock was set back
 _LIVE_WORKERS = (
     select(func.count())
-    .select_from(Worker)
-    .where(Worker.broker == bindparam("broker"), Worker.state == WorkerState.READY)
-    .where(Worker.model == bindparam("model"), Worker.revision == bindparam("revision"))
-    .where(Worker.seen_at > now_s() - _LEASE)
+    .select_from(WorkerRow)
+    .where(WorkerRow.broker == bindparam("broker"), WorkerRow.state == WorkerState.READY)
+    .where(WorkerRow.model == bindparam("model"), WorkerRow.revision == bindparam("revision"))
+    .where(WorkerRow.seen_at > now_s() - _LEASE)
 )
 _OUT = (
     select(
         func.count().filter(OVERDUE).label("overdue"),
-        func.count().filter(Chunk.until > _LATEST).label("astray"),
+        func.count().filter(ChunkRow.until > _LATEST).label("astray"),
         func.count()
-        .filter(Chunk.state == ChunkState.SENT, Chunk.owner == bindparam("broker"), ~OVERDUE, _OF_LANE)
+        .filter(ChunkRow.state == ChunkState.SENT, ChunkRow.owner == bindparam("broker"), ~OVERDUE, _OF_LANE)
         .label("waiting"),
         _LIVE_WORKERS.scalar_subquery().label("workers"),
     )
-    .select_from(Chunk)
-    .join(Job, Job.id == Chunk.job_id)
-    .join(Scorer, Scorer.id == Job.scorer_id)
+    .select_from(ChunkRow)
+    .join(JobRow, JobRow.id == ChunkRow.job_id)
+    .join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
     .where(HELD)
 )
 
 
-def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Message]:
+def stage_chunks(engine: Engine, lane: QueueKey, *, ahead: int, lease_s: float) -> list[Message]:
     """
     Mark the chunks that come next as sent, so that `ahead` of them wait in Redis for each live worker of the lane
     (for one worker where none is seen yet), and return what to publish. By priority, then the job served longest ago.
@@ -84,7 +84,7 @@ def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Mess
     }  # fmt: skip
     messages = []
     with writing(engine) as connection:
-        in_turn(connection, "send")
+        advisory_lock(connection, "stage_chunks")
         out = connection.execute(_OUT, terms).one()
         if out.overdue:
             _take_overdue_back(connection)
@@ -101,22 +101,22 @@ def send(engine: Engine, lane: Lane, *, ahead: int, lease_s: float) -> list[Mess
 
 
 def _take_overdue_back(connection: Connection) -> None:
-    requeue(connection, and_(HELD, Chunk.state == ChunkState.SENT, OVERDUE))
+    requeue(connection, and_(HELD, ChunkRow.state == ChunkState.SENT, OVERDUE))
     expire_all(connection, OVERDUE)
 
 
-_ASTRAY = select(Chunk.id).where(HELD, Chunk.until > _LATEST).order_by(Chunk.id + 0).with_for_update()
-_BRING_FORWARD = update(Chunk).where(HELD, Chunk.until > _LATEST).values(until=now_s() + _LEASE)
-_READY = aliased(Chunk)
+_ASTRAY = select(ChunkRow.id).where(HELD, ChunkRow.until > _LATEST).order_by(ChunkRow.id + 0).with_for_update()
+_BRING_FORWARD = update(ChunkRow).where(HELD, ChunkRow.until > _LATEST).values(until=now_s() + _LEASE)
+_READY = aliased(ChunkRow)
 _HAS_RESTED = or_(_READY.until.is_(None), _READY.until < now_s(), _READY.until > _LATEST)
 _IS_READY = and_(_READY.state == ChunkState.QUEUED, _HAS_RESTED)
 _ONLY_JOB = bindparam("only_job", type_=BigInteger)
 _NEXT_JOB = (
-    select(Job.id)
-    .join(Scorer, Scorer.id == Job.scorer_id)
-    .where(_OF_LANE, Job.state == JobState.ACTIVE, exists().where(_READY.job_id == Job.id, _IS_READY))
-    .where(or_(Job.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), Job.private.is_(False))))
-    .order_by(Job.priority.desc(), Job.served_at, Job.id)
+    select(JobRow.id)
+    .join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
+    .where(_OF_LANE, JobRow.state == JobState.ACTIVE, exists().where(_READY.job_id == JobRow.id, _IS_READY))
+    .where(or_(JobRow.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), JobRow.private.is_(False))))
+    .order_by(JobRow.priority.desc(), JobRow.served_at, JobRow.id)
     .limit(1)
 )
 _NEXT_CHUNK = (
@@ -127,39 +127,41 @@ _NEXT_CHUNK = (
     .with_for_update(skip_locked=True)
 )
 _SEND_NEXT = (
-    update(Chunk)
-    .where(Chunk.id == _NEXT_CHUNK.scalar_subquery(), Chunk.state == ChunkState.QUEUED)
+    update(ChunkRow)
+    .where(ChunkRow.id == _NEXT_CHUNK.scalar_subquery(), ChunkRow.state == ChunkState.QUEUED)
     .values(state=ChunkState.SENT, owner=bindparam("broker"), until=now_s() + _LEASE)
-    .returning(Chunk.id, Chunk.job_id)
+    .returning(ChunkRow.id, ChunkRow.job_id)
 )
-_LAST_SERVED = select(func.max(Job.served_at) + 1e-3).where(Job.state == JobState.ACTIVE).scalar_subquery()
+_LAST_SERVED = select(func.max(JobRow.served_at) + 1e-3).where(JobRow.state == JobState.ACTIVE).scalar_subquery()
 _SERVE = (
-    update(Job)
-    .where(Job.id == bindparam("job"))  # after every other, even in the same millisecond or when the clock was set back
+    update(JobRow)
+    .where(
+        JobRow.id == bindparam("job")
+    )  # after every other, even in the same millisecond or when the clock was set back
     .values(served_at=case((now_s() < _LAST_SERVED, _LAST_SERVED), else_=now_s()))
 )
 _URIS = (
-    select(Image.uri)
-    .join(Item, Item.image_id == Image.id)
-    .where(Item.chunk_id == bindparam("chunk"), Item.state == ItemState.QUEUED)
-    .order_by(Image.id)
+    select(ImageRow.uri)
+    .join(ItemRow, ItemRow.image_id == ImageRow.id)
+    .where(ItemRow.chunk_id == bindparam("chunk"), ItemRow.state == ItemState.QUEUED)
+    .order_by(ImageRow.id)
 )
 
 
-def unsend(engine: Engine, chunk_ids: Sequence[int]) -> None:
+def unstage(engine: Engine, chunk_ids: Sequence[int]) -> None:
     """Queue chunks again whose messages could not be published."""
     with writing(engine) as connection:
-        requeue(connection, and_(Chunk.id.in_(chunk_ids), Chunk.state == ChunkState.SENT))
+        requeue(connection, and_(ChunkRow.id.in_(chunk_ids), ChunkRow.state == ChunkState.SENT))
 
 
-def lanes(engine: Engine) -> list[Lane]:
+def queues_with_work(engine: Engine) -> list[QueueKey]:
     """The lanes of the fleet in which chunks wait."""
-    waiting = exists().where(Chunk.job_id == Job.id, Chunk.state == ChunkState.QUEUED)
+    waiting = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state == ChunkState.QUEUED)
     query = (
-        select(Scorer.model, Scorer.revision)
-        .join(Job, Job.scorer_id == Scorer.id)
-        .where(Job.state == JobState.ACTIVE, Job.private.is_(False), waiting)
+        select(ScorerRow.model, ScorerRow.revision)
+        .join(JobRow, JobRow.scorer_id == ScorerRow.id)
+        .where(JobRow.state == JobState.ACTIVE, JobRow.private.is_(False), waiting)
         .distinct()
     )
     with reading(engine) as connection:
-        return [Lane(row.model, row.revision) for row in connection.execute(query)]
+        return [QueueKey(row.model, row.revision) for row in connection.execute(query)]

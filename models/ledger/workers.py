@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, delete, select, update
 
-from models.db import reading, storable, writing
+from models.db import reading, sanitize_text, writing
 from models.dialects import now_s
-from models.tables import Worker
+from models.tables import WorkerRow
 from qsit.states import WorkerState
 
 FORGOTTEN_S = 24 * 3600
@@ -29,39 +29,39 @@ class WorkerInfo:
     quiet_s: float
 
 
-def announce(engine: Engine, worker: Worker) -> None:
+def register(engine: Engine, worker: WorkerRow) -> None:
     """Write a worker down, and forget those long gone."""
     with writing(engine) as connection:
-        connection.execute(delete(Worker).where(Worker.seen_at < now_s() - FORGOTTEN_S))
-        connection.execute(delete(Worker).where(Worker.owner == worker.owner))
+        connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < now_s() - FORGOTTEN_S))
+        connection.execute(delete(WorkerRow).where(WorkerRow.owner == worker.owner))
         columns = ("owner", "broker", "model", "revision", "device", "dtype", "state", "load_s", "notice")
         row = {column: getattr(worker, column) for column in columns}
-        connection.execute(Worker.__table__.insert().values(**row, seen_at=now_s()))  # type: ignore[attr-defined]
+        connection.execute(WorkerRow.__table__.insert().values(**row, seen_at=now_s()))  # type: ignore[attr-defined]
 
 
-def beat(connection: Connection, owner: str) -> None:
+def heartbeat(connection: Connection, owner: str) -> None:
     """Say that a worker lives."""
-    connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=now_s()))
+    connection.execute(update(WorkerRow).where(WorkerRow.owner == owner).values(seen_at=now_s()))
 
 
-def say(engine: Engine, owner: str, *, state: WorkerState | None = None, notice: str | None = None) -> None:
+def set_notice(engine: Engine, owner: str, *, state: WorkerState | None = None, notice: str | None = None) -> None:
     """Change what a worker has to say: its state if given, and its notice."""
-    values: dict[str, object] = {"seen_at": now_s(), "notice": None if notice is None else storable(notice)}
+    values: dict[str, object] = {"seen_at": now_s(), "notice": None if notice is None else sanitize_text(notice)}
     if state is not None:
         values["state"] = state
     with writing(engine) as connection:
-        connection.execute(update(Worker).where(Worker.owner == owner).values(values))
+        connection.execute(update(WorkerRow).where(WorkerRow.owner == owner).values(values))
 
 
 def workers(engine: Engine, *, broker: str | None = None, seen_within_s: float = FORGOTTEN_S) -> list[WorkerInfo]:
     """The workers seen lately, of one broker if given, in a stable order."""
     now = now_s()
     query = select(
-        Worker.owner, Worker.broker, Worker.model, Worker.revision, Worker.device, Worker.dtype, Worker.state,
-        Worker.load_s, Worker.notice, (now - Worker.seen_at).label("quiet_s"),
-    ).where(Worker.seen_at > now - seen_within_s).order_by(Worker.owner)  # fmt: skip
+        WorkerRow.owner, WorkerRow.broker, WorkerRow.model, WorkerRow.revision, WorkerRow.device, WorkerRow.dtype,
+        WorkerRow.state, WorkerRow.load_s, WorkerRow.notice, (now - WorkerRow.seen_at).label("quiet_s"),
+    ).where(WorkerRow.seen_at > now - seen_within_s).order_by(WorkerRow.owner)  # fmt: skip
     if broker is not None:
-        query = query.where(Worker.broker == broker)
+        query = query.where(WorkerRow.broker == broker)
     with reading(engine) as connection:
         return [
             WorkerInfo(**{**row, "state": WorkerState(row["state"])}) for row in connection.execute(query).mappings()

@@ -15,7 +15,7 @@ from qsit.questions import Answer
 
 
 @dataclass(frozen=True)
-class Given:
+class AnswerRecord:
     """
     An answer as it is queried.
 
@@ -42,15 +42,15 @@ _GIVEN = (
 )  # fmt: skip
 
 
-def given(engine: Engine, image_ids: Sequence[int], scorer_id: int) -> dict[int, tuple[Given, ...]]:
+def answers_for(engine: Engine, image_ids: Sequence[int], scorer_id: int) -> dict[int, tuple[AnswerRecord, ...]]:
     """The answers about images, by image, in the order of their questions' ids."""
     with reading(engine) as connection:
         rows = connection.execute(_GIVEN, {"ids": list(image_ids), "scorer": scorer_id}).all()
-    found = defaultdict[int, list[Given]](list)
+    found = defaultdict[int, list[AnswerRecord]](list)
     for row in rows:
         answer = Answer(row.text, row.cut, tuple(json.loads(row.probabilities or "[]")))
         choices = tuple(json.loads(row.choices))
         found[row.image_id].append(
-            Given(row.name, row.question, choices, answer, row.dtype, row.job_id, row.answered_at)
+            AnswerRecord(row.name, row.question, choices, answer, row.dtype, row.job_id, row.answered_at)
         )
     return {image_id: tuple(of_image) for image_id, of_image in found.items()}

@@ -6,25 +6,21 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, func, select
 
 from models.db import reading
-from models.queries.answers import Given as Given
+from models.queries.answers import AnswerRecord as AnswerRecord
 from models.queries.pagination import PAGE
+from models.queries.pagination import ResultFilter as ResultFilter
 from models.queries.pagination import Sort as Sort
-from models.queries.pagination import Wanted as Wanted
-from models.tables import (
-    HAS_FAILED,
-    Image,
-    Item,
-)
+from models.tables import HAS_FAILED, ImageRow, ItemRow
 from qsit.states import Reason
 
 
 def count_failures(engine: Engine, job_id: int) -> dict[Reason, int]:
     """How many items of a job failed for each reason, the commonest first."""
     query = (
-        select(Item.reason, func.count())
-        .where(Item.job_id == job_id, HAS_FAILED)
-        .group_by(Item.reason)
-        .order_by(func.count().desc(), Item.reason)
+        select(ItemRow.reason, func.count())
+        .where(ItemRow.job_id == job_id, HAS_FAILED)
+        .group_by(ItemRow.reason)
+        .order_by(func.count().desc(), ItemRow.reason)
     )
     with reading(engine) as connection:
         return {Reason(row[0] or ""): row[1] for row in connection.execute(query)}
@@ -45,10 +41,10 @@ def list_failures(engine: Engine, job_id: int) -> Iterator[Failure]:
     last = 0
     while True:
         query = (
-            select(Item.image_id, Image.uri, Item.reason, Item.message)
-            .join(Image, Image.id == Item.image_id)
-            .where(Item.job_id == job_id, HAS_FAILED, Item.image_id > last)
-            .order_by(Item.image_id)
+            select(ItemRow.image_id, ImageRow.uri, ItemRow.reason, ItemRow.message)
+            .join(ImageRow, ImageRow.id == ItemRow.image_id)
+            .where(ItemRow.job_id == job_id, HAS_FAILED, ItemRow.image_id > last)
+            .order_by(ItemRow.image_id)
             .limit(PAGE)
         )
         with reading(engine) as connection:

@@ -28,20 +28,20 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from models.db import reading
-from models.tables import AnswerRow, Image, Score
+from models.tables import AnswerRow, ImageRow, ScoreRow
 
 PAGE = 1000
 """Rows fetched at a time."""
-EFFORT = 10_000
+ROW_BUDGET = 10_000
 """Rows that are walked past, or gathered and sorted, before the other is tried, with ten times as many."""
 LAST_ID = 2**63 - 1
 
 Sort = Literal["score", "-score", "uri", "-scored_at"]
-Along = Literal["score", "uri", "scored_at", "job"]
+IndexKey = Literal["score", "uri", "scored_at", "job"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResultFilter:
     """
     Which results, in which order: scores 0..1, all of them where nothing is said.
 
@@ -51,8 +51,8 @@ class Wanted:
     job: int | None = None
     model: str | None = None
     under: str | None = None  # URIs that begin with this
-    least: float | None = None
-    most: float | None = None
+    min_score: float | None = None
+    max_score: float | None = None
     all_versions: bool = False
     sort: Sort = "score"
     limit: int | None = None
@@ -64,107 +64,109 @@ class Wanted:
         return self.job is not None and self.answers
 
     @property
-    def along(self) -> Along:
+    def index_key(self) -> IndexKey:
         """The column of the order."""
-        columns: dict[Sort, Along] = {"score": "score", "-score": "score", "uri": "uri", "-scored_at": "scored_at"}
+        columns: dict[Sort, IndexKey] = {"score": "score", "-score": "score", "uri": "uri", "-scored_at": "scored_at"}
         return columns[self.sort]
 
     @property
-    def passes_over(self) -> bool:
+    def is_filtered(self) -> bool:
         """Whether scores that are not wanted stand between the others in the order."""
-        by_score = self.job is not None or self.least is not None or self.most is not None
-        by_others = self.along == "uri" or self.under is not None or self.by_answers
-        return by_others or (self.along == "scored_at" and by_score)
+        by_score = self.job is not None or self.min_score is not None or self.max_score is not None
+        by_others = self.index_key == "uri" or self.under is not None or self.by_answers
+        return by_others or (self.index_key == "scored_at" and by_score)
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a page begins: behind this key and image."""
+    """Where a page begins: after this key and image."""
 
     key: float | str | datetime
     image_id: int
 
 
-def of_scorer(engine: Engine, wanted: Wanted, scorer_id: int) -> Iterator[Sequence[Row[Any]]]:
+def pages_of_scorer(engine: Engine, wanted: ResultFilter, scorer_id: int) -> Iterator[Sequence[Row[Any]]]:
     """The wanted scores of one scorer in order, each with its image, page by page."""
     left = wanted.limit
     is_long = left is None or left > PAGE
-    behind: Position | None = None
-    effort = EFFORT
-    along: Along | None = None
+    after: Position | None = None
+    row_budget = ROW_BUDGET
+    index_key: IndexKey | None = None
     end: Any = None  # the key up to which is walked
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
         with reading(engine) as connection:
-            if along is None:
-                along = _index(connection, wanted, scorer_id, effort)
-            if end is None and wanted.passes_over and along == wanted.along:
-                end = connection.execute(_walk(wanted, scorer_id, behind).offset(effort).limit(1)).scalar()
-            page = connection.execute(_page(wanted, scorer_id, along, behind, end, size)).all()
+            if index_key is None:
+                index_key = _index(connection, wanted, scorer_id, row_budget)
+            if end is None and wanted.is_filtered and index_key == wanted.index_key:
+                end = connection.execute(_walk(wanted, scorer_id, after).offset(row_budget).limit(1)).scalar()
+            page = connection.execute(_page(wanted, scorer_id, index_key, after, end, size)).all()
         yield page
         left = None if left is None else left - len(page)
         if len(page) == size:
-            behind = Position(page[-1].key, page[-1].image_id)
+            after = Position(page[-1].key, page[-1].image_id)
         elif end is None:
             return
         else:
-            behind, end = Position(end, LAST_ID), None
+            after, end = Position(end, LAST_ID), None
             if not is_long:  # a long list is best walked to its end
-                along, effort = None, effort * 10
+                index_key, row_budget = None, row_budget * 10
 
 
-def _index(connection: Connection, wanted: Wanted, scorer_id: int, effort: int) -> Along:
-    """Along what to look: the order itself, unless another index leaves but few to sort."""
-    others: list[Along] = ["score"] if wanted.under is None else ["uri", "score"]
+def _index(connection: Connection, wanted: ResultFilter, scorer_id: int, row_budget: int) -> IndexKey:
+    """IndexKey what to look: the order itself, unless another index leaves but few to sort."""
+    others: list[IndexKey] = ["score"] if wanted.under is None else ["uri", "score"]
     if wanted.by_answers:
         others.append("job")
-    for along in others:
-        if wanted.passes_over and along != wanted.along:
-            some = _of_index(wanted, scorer_id, along).limit(effort).subquery()
-            if connection.execute(select(func.count()).select_from(some)).scalar_one() < effort:
-                return along
-    return wanted.along
+    for index_key in others:
+        if wanted.is_filtered and index_key != wanted.index_key:
+            some = _of_index(wanted, scorer_id, index_key).limit(row_budget).subquery()
+            if connection.execute(select(func.count()).select_from(some)).scalar_one() < row_budget:
+                return index_key
+    return wanted.index_key
 
 
-def _of_index(wanted: Wanted, scorer_id: int, along: Along) -> Select[Any]:
+def _of_index(wanted: ResultFilter, scorer_id: int, index_key: IndexKey) -> Select[Any]:
     """What an index alone can tell of what is wanted: the key and the image."""
-    if along == "uri":
-        return select(*_columns(Image.uri, Image.id)).where(*_of_images(wanted))
-    if along == "job":
+    if index_key == "uri":
+        return select(*_columns(ImageRow.uri, ImageRow.id)).where(*_of_images(wanted))
+    if index_key == "job":
         of_job = _of_job(wanted).subquery()
         return select(*_columns(of_job.c.image_id, of_job.c.image_id))
-    key: Any = Score.score if along == "score" else Score.scored_at
-    conditions = _of_scores(wanted, scorer_id) if along == "score" else [Score.scorer_id == scorer_id]
-    return select(*_columns(key, Score.image_id)).where(*conditions)
+    key: Any = ScoreRow.score if index_key == "score" else ScoreRow.scored_at
+    conditions = _of_scores(wanted, scorer_id) if index_key == "score" else [ScoreRow.scorer_id == scorer_id]
+    return select(*_columns(key, ScoreRow.image_id)).where(*conditions)
 
 
 def _columns(key: Any, image_id: Any) -> list[ColumnElement[Any]]:
     return [key.label("key"), image_id.label("image_id")]
 
 
-def _walk(wanted: Wanted, scorer_id: int, behind: Position | None) -> Select[Any]:
-    return _ordered(_of_index(wanted, scorer_id, wanted.along), wanted, behind, hide=False)
+def _walk(wanted: ResultFilter, scorer_id: int, after: Position | None) -> Select[Any]:
+    return _ordered(_of_index(wanted, scorer_id, wanted.index_key), wanted, after, no_index=False)
 
 
-def _page(wanted: Wanted, scorer_id: int, along: Along, behind: Position | None, end: Any, size: int) -> Select[Any]:
-    gathers = along != wanted.along
-    key: Any = {"score": Score.score, "uri": Image.uri, "scored_at": Score.scored_at}[wanted.along]
-    found = select(*_columns(key, Score.image_id)).join(Image, Image.id == Score.image_id)
+def _page(
+    wanted: ResultFilter, scorer_id: int, index_key: IndexKey, after: Position | None, end: Any, size: int
+) -> Select[Any]:
+    gathers = index_key != wanted.index_key
+    key: Any = {"score": ScoreRow.score, "uri": ImageRow.uri, "scored_at": ScoreRow.scored_at}[wanted.index_key]
+    found = select(*_columns(key, ScoreRow.image_id)).join(ImageRow, ImageRow.id == ScoreRow.image_id)
     beside: Any = None
-    if along == "job":
+    if index_key == "job":
         of_job = select(_of_job(wanted).subquery().c.image_id).distinct().subquery()
         beside = of_job.c.image_id
-        found = found.join(of_job, beside == Score.image_id)
+        found = found.join(of_job, beside == ScoreRow.image_id)
     elif wanted.by_answers:
         found = found.where(_is_of_job(wanted))
-    of_scores = _of_scores(wanted, scorer_id, hide=along != "score", beside=beside)
-    found = found.where(*_of_images(wanted, hide=along != "uri"), *of_scores)
-    if along == "scored_at":
-        found = found.where(Score.scorer_id == scorer_id)
+    of_scores = _of_scores(wanted, scorer_id, no_index=index_key != "score", beside=beside)
+    found = found.where(*_of_images(wanted, no_index=index_key != "uri"), *of_scores)
+    if index_key == "scored_at":
+        found = found.where(ScoreRow.scorer_id == scorer_id)
     if end is not None:
         found = found.where(key >= end if wanted.sort.startswith("-") else key <= end)
-    picked = _ordered(found, wanted, behind, hide=gathers).limit(size).subquery()
-    score, image = aliased(Score), aliased(Image)
+    picked = _ordered(found, wanted, after, no_index=gathers).limit(size).subquery()
+    score, image = aliased(ScoreRow), aliased(ImageRow)
     order = picked.c.key.desc() if wanted.sort.startswith("-") else picked.c.key
     return (
         select(
@@ -172,60 +174,62 @@ def _page(wanted: Wanted, scorer_id: int, along: Along, behind: Position | None,
             score.fair, score.poor, score.bad, score.dtype, score.scored_at, score.job_id,
         )
         .join(image, image.id == picked.c.image_id)
-        .join(score, and_(score.image_id == picked.c.image_id, _hidden(score.scorer_id) == scorer_id))
+        .join(score, and_(score.image_id == picked.c.image_id, _no_index(score.scorer_id) == scorer_id))
         .order_by(order, picked.c.image_id)
     )  # fmt: skip
 
 
-def _ordered(query: Select[Any], wanted: Wanted, behind: Position | None, *, hide: bool) -> Select[Any]:
-    """What is behind a position, in the wanted order."""
+def _ordered(query: Select[Any], wanted: ResultFilter, after: Position | None, *, no_index: bool) -> Select[Any]:
+    """What is after a position, in the wanted order."""
     columns = query.selected_columns
-    key, image_id = (_hidden(columns.key) if hide else columns.key), columns.image_id
+    key, image_id = (_no_index(columns.key) if no_index else columns.key), columns.image_id
     descending = wanted.sort.startswith("-")
-    if behind is not None:
-        further = key < behind.key if descending else key > behind.key
-        from_there = key <= behind.key if descending else key >= behind.key  # says the same, in a way an index can use
-        query = query.where(from_there, or_(further, image_id > behind.image_id))
+    if after is not None:
+        further = key < after.key if descending else key > after.key
+        from_there = key <= after.key if descending else key >= after.key  # says the same, in a way an index can use
+        query = query.where(from_there, or_(further, image_id > after.image_id))
     return query.order_by(key.desc() if descending else key, image_id)
 
 
-def _of_images(wanted: Wanted, *, hide: bool = False) -> list[ColumnElement[bool]]:
+def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[ColumnElement[bool]]:
     # in these words SQLite sees that its index of current versions will do
     conditions: list[ColumnElement[bool]] = [] if wanted.all_versions else [literal_column("images.current")]
     if wanted.under is not None:
-        uri: Any = _hidden(Image.uri) if hide else Image.uri
+        uri: Any = _no_index(ImageRow.uri) if no_index else ImageRow.uri
         conditions += [uri >= wanted.under, uri < _after_prefix(wanted.under)]
     return conditions
 
 
-def _of_scores(wanted: Wanted, scorer_id: int, *, hide: bool = False, beside: Any = None) -> list[ColumnElement[bool]]:
+def _of_scores(
+    wanted: ResultFilter, scorer_id: int, *, no_index: bool = False, beside: Any = None
+) -> list[ColumnElement[bool]]:
     def column(plain: Any) -> Any:
-        return _hidden(plain, beside) if hide else plain
+        return _no_index(plain, beside) if no_index else plain
 
     # a job has one scorer, and an index of its own
     by_job = wanted.job is not None and not wanted.by_answers
-    conditions = [column(Score.job_id) == wanted.job if by_job else column(Score.scorer_id) == scorer_id]
-    if wanted.least is not None:
-        conditions.append(column(Score.score) >= wanted.least)
-    if wanted.most is not None:
-        conditions.append(column(Score.score) <= wanted.most)
+    conditions = [column(ScoreRow.job_id) == wanted.job if by_job else column(ScoreRow.scorer_id) == scorer_id]
+    if wanted.min_score is not None:
+        conditions.append(column(ScoreRow.score) >= wanted.min_score)
+    if wanted.max_score is not None:
+        conditions.append(column(ScoreRow.score) <= wanted.max_score)
     return conditions
 
 
-def _of_job(wanted: Wanted) -> CompoundSelect[Any]:
+def _of_job(wanted: ResultFilter) -> CompoundSelect[Any]:
     """The images that got score or answers by a job, some more than once."""
-    scored = select(Score.image_id).where(Score.job_id == wanted.job)
+    scored = select(ScoreRow.image_id).where(ScoreRow.job_id == wanted.job)
     return union_all(scored, select(AnswerRow.image_id).where(AnswerRow.job_id == wanted.job))
 
 
-def _is_of_job(wanted: Wanted) -> ColumnElement[bool]:
+def _is_of_job(wanted: ResultFilter) -> ColumnElement[bool]:
     """The same of one score at a time, in words that no planner turns into a look at all answers."""
-    of_image = and_(AnswerRow.image_id == Score.image_id, AnswerRow.scorer_id == Score.scorer_id)
-    asked = select(AnswerRow.job_id).where(of_image).correlate(Score)
-    return or_(_hidden(Score.job_id) == wanted.job, literal(wanted.job).in_(asked))
+    of_image = and_(AnswerRow.image_id == ScoreRow.image_id, AnswerRow.scorer_id == ScoreRow.scorer_id)
+    asked = select(AnswerRow.job_id).where(of_image).correlate(ScoreRow)
+    return or_(_no_index(ScoreRow.job_id) == wanted.job, literal(wanted.job).in_(asked))
 
 
-def _hidden(column: Any, beside: Any = None) -> ColumnElement[Any]:
+def _no_index(column: Any, beside: Any = None) -> ColumnElement[Any]:
     """
     The column's value, of which the planner knows no index. With another table's column beside it, nor can it read all
     of the one table first, which it does when it takes it for small.

@@ -7,18 +7,10 @@ from sqlalchemy import Engine, exists, false, func, or_, select
 
 from models.db import reading
 from models.dialects import now_s
-from models.queries.answers import Given as Given
+from models.queries.answers import AnswerRecord as AnswerRecord
+from models.queries.pagination import ResultFilter as ResultFilter
 from models.queries.pagination import Sort as Sort
-from models.queries.pagination import Wanted as Wanted
-from models.tables import (
-    AnswerRow,
-    Chunk,
-    Job,
-    JobQuestion,
-    Score,
-    Scorer,
-    Worker,
-)
+from models.tables import AnswerRow, ChunkRow, JobQuestionRow, JobRow, ScoreRow, ScorerRow, WorkerRow
 from qsit.errors import JobNotFound
 from qsit.states import ChunkState, JobState
 
@@ -85,16 +77,17 @@ def job_progress(engine: Engine, job_id: int) -> Progress:
     with reading(engine) as connection:
         job = connection.execute(
             select(
-                Job.name, Job.state, Job.skipped, Job.skipped_failed, Job.max_failed, Job.listed_at,
-                Job.private, Job.created_at, Job.finished_at, Scorer.model, Scorer.revision, Scorer.procedure,
-                func.coalesce(Job.lister_until > now_s(), false()).label("is_being_listed"),
-                exists().where(JobQuestion.job_id == Job.id).label("asks"),
-            ).join(Scorer, Scorer.id == Job.scorer_id).where(Job.id == job_id)
+                JobRow.name, JobRow.state, JobRow.skipped, JobRow.skipped_failed, JobRow.max_failed, JobRow.listed_at,
+                JobRow.private, JobRow.created_at, JobRow.finished_at, ScorerRow.model,
+                ScorerRow.revision, ScorerRow.procedure,
+                func.coalesce(JobRow.lister_until > now_s(), false()).label("is_being_listed"),
+                exists().where(JobQuestionRow.job_id == JobRow.id).label("asks"),
+            ).join(ScorerRow, ScorerRow.id == JobRow.scorer_id).where(JobRow.id == job_id)
         ).one_or_none()  # fmt: skip
         if job is None:
             raise JobNotFound(f"job {job_id} is no longer there: nothing was listed into it")
-        sums = (func.sum(Chunk.size), func.sum(Chunk.scored), func.sum(Chunk.failed))
-        by_state = select(Chunk.state, *sums).where(Chunk.job_id == job_id).group_by(Chunk.state)
+        sums = (func.sum(ChunkRow.size), func.sum(ChunkRow.scored), func.sum(ChunkRow.failed))
+        by_state = select(ChunkRow.state, *sums).where(ChunkRow.job_id == job_id).group_by(ChunkRow.state)
         rows = connection.execute(by_state).all()
     left = {state: int(size - scored - failed) for state, size, scored, failed in rows}
     return Progress(
@@ -118,11 +111,11 @@ def count_answers(engine: Engine, job_id: int) -> int:
 def measure_pace(engine: Engine, job_id: int) -> float | None:
     """Scores a second of a job over the last minutes; None when there are too few to tell."""
     now = datetime.now(UTC)
-    scorer = select(Job.scorer_id).where(Job.id == job_id).scalar_subquery()
+    scorer = select(JobRow.scorer_id).where(JobRow.id == job_id).scalar_subquery()
     newest = (
-        select(Score.job_id, Score.scored_at)
-        .where(Score.scorer_id == scorer, Score.scored_at > now - PACE_OVER)
-        .order_by(Score.scored_at.desc())
+        select(ScoreRow.job_id, ScoreRow.scored_at)
+        .where(ScoreRow.scorer_id == scorer, ScoreRow.scored_at > now - PACE_OVER)
+        .order_by(ScoreRow.scored_at.desc())
         .limit(PACE_SCORES)
         .subquery()
     )
@@ -146,14 +139,14 @@ class Silence:
 def silent_workers(engine: Engine, job_id: int, longer_than_s: float) -> list[Silence]:
     """Who holds chunks of a job and has not been heard of for so long."""
     now = now_s()
-    quiet = now - Worker.seen_at
+    quiet = now - WorkerRow.seen_at
     query = (
-        select(Chunk.owner, func.count(), func.max(quiet), func.max(Chunk.until - now))
-        .outerjoin(Worker, Worker.owner == Chunk.owner)
-        .where(Chunk.job_id == job_id, Chunk.state == ChunkState.LEASED)
-        .where(or_(Worker.owner.is_(None), quiet > longer_than_s))
-        .group_by(Chunk.owner)
-        .order_by(Chunk.owner)
+        select(ChunkRow.owner, func.count(), func.max(quiet), func.max(ChunkRow.until - now))
+        .outerjoin(WorkerRow, WorkerRow.owner == ChunkRow.owner)
+        .where(ChunkRow.job_id == job_id, ChunkRow.state == ChunkState.LEASED)
+        .where(or_(WorkerRow.owner.is_(None), quiet > longer_than_s))
+        .group_by(ChunkRow.owner)
+        .order_by(ChunkRow.owner)
     )
     with reading(engine) as connection:
         return [Silence(row[0] or "", row[1], row[2], max(0.0, row[3] or 0.0)) for row in connection.execute(query)]

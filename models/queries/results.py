@@ -11,17 +11,9 @@ from sqlalchemy import Engine, Select, select
 
 from models.db import reading
 from models.queries import pagination
-from models.queries.answers import Given as Given
-from models.queries.answers import given
-from models.queries.pagination import Sort as Sort
-from models.queries.pagination import Wanted as Wanted
-from models.tables import (
-    AnswerRow,
-    Job,
-    JobQuestion,
-    QuestionRow,
-    Scorer,
-)
+from models.queries.answers import AnswerRecord, answers_for
+from models.queries.pagination import ResultFilter, Sort
+from models.tables import AnswerRow, JobQuestionRow, JobRow, QuestionRow, ScorerRow
 
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
@@ -46,10 +38,10 @@ class Result:
     dtype: str
     scored_at: datetime
     job: int
-    answers: tuple[Given, ...] = ()
+    answers: tuple[AnswerRecord, ...] = ()
 
 
-def find_results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
+def find_results(engine: Engine, wanted: ResultFilter) -> Iterator[Result]:
     """Results in order, fetched by pages that each continue behind the last row of the one before."""
     with reading(engine) as connection:
         found = connection.execute(_scorers(wanted)).all()
@@ -57,18 +49,20 @@ def find_results(engine: Engine, wanted: Wanted) -> Iterator[Result]:
     return islice(heapq.merge(*streams, key=lambda result: _place(result, wanted.sort)), wanted.limit)
 
 
-def _scorers(wanted: Wanted) -> Select[int, str, str, str]:
-    scorers = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure)
+def _scorers(wanted: ResultFilter) -> Select[int, str, str, str]:
+    scorers = select(ScorerRow.id, ScorerRow.model, ScorerRow.revision, ScorerRow.procedure)
     if wanted.model is not None:
-        scorers = scorers.where(Scorer.model == wanted.model)
+        scorers = scorers.where(ScorerRow.model == wanted.model)
     if wanted.job is not None:
-        scorers = scorers.where(Scorer.id == select(Job.scorer_id).where(Job.id == wanted.job).scalar_subquery())
+        scorers = scorers.where(
+            ScorerRow.id == select(JobRow.scorer_id).where(JobRow.id == wanted.job).scalar_subquery()
+        )
     return scorers
 
 
-def _of_scorer(engine: Engine, wanted: Wanted, scorer: Any) -> Iterator[Result]:
-    for page in pagination.of_scorer(engine, wanted, scorer.id):
-        answers = given(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
+def _of_scorer(engine: Engine, wanted: ResultFilter, scorer: Any) -> Iterator[Result]:
+    for page in pagination.pages_of_scorer(engine, wanted, scorer.id):
+        answers = answers_for(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
         for row in page:
             yield Result(
                 row.image_id, scorer.id, row.uri, row.version, row.score,
@@ -89,17 +83,17 @@ def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
     return keys[sort](), result.image_id, result.scorer_id
 
 
-def question_names(engine: Engine, wanted: Wanted) -> list[str]:
+def question_names(engine: Engine, wanted: ResultFilter) -> list[str]:
     """The names of the questions to which the scorers of what is wanted gave answers, in the order of their ids."""
-    scorers = _scorers(wanted).with_only_columns(Scorer.id)
+    scorers = _scorers(wanted).with_only_columns(ScorerRow.id)
     answer = select(AnswerRow.job_id).where(
-        AnswerRow.job_id == JobQuestion.job_id, AnswerRow.question_id == JobQuestion.question_id
+        AnswerRow.job_id == JobQuestionRow.job_id, AnswerRow.question_id == JobQuestionRow.question_id
     )
     query = (
         select(QuestionRow.name)
-        .join(JobQuestion, JobQuestion.question_id == QuestionRow.id)
-        .join(Job, Job.id == JobQuestion.job_id)
-        .where(Job.scorer_id.in_(scorers))
+        .join(JobQuestionRow, JobQuestionRow.question_id == QuestionRow.id)
+        .join(JobRow, JobRow.id == JobQuestionRow.job_id)
+        .where(JobRow.scorer_id.in_(scorers))
         .where(answer.limit(1).scalar_subquery().is_not(None))  # as EXISTS, a planner may look at all answers
         .order_by(QuestionRow.id)
     )

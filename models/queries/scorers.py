@@ -8,8 +8,8 @@ from sqlalchemy import Engine, func, literal_column, select
 
 from models.db import reading
 from models.queries import pagination
-from models.queries.pagination import Wanted
-from models.tables import Image, Job, Score, Scorer
+from models.queries.pagination import ResultFilter
+from models.tables import ImageRow, JobRow, ScoreRow, ScorerRow
 
 AT_ONCE = 500
 """Photos looked up by one query."""
@@ -28,10 +28,10 @@ class ScorerInUse:
 
 def in_use(engine: Engine, *, job: int | None = None) -> list[ScorerInUse]:
     """Every scorer that has scores, or that of a job; the one with the newest score first."""
-    newest = select(func.max(Score.scored_at)).where(Score.scorer_id == Scorer.id).scalar_subquery()
-    query = select(Scorer.id, Scorer.model, Scorer.revision, Scorer.procedure, newest.label("newest"))
+    newest = select(func.max(ScoreRow.scored_at)).where(ScoreRow.scorer_id == ScorerRow.id).scalar_subquery()
+    query = select(ScorerRow.id, ScorerRow.model, ScorerRow.revision, ScorerRow.procedure, newest.label("newest"))
     if job is not None:
-        query = query.where(Scorer.id == select(Job.scorer_id).where(Job.id == job).scalar_subquery())
+        query = query.where(ScorerRow.id == select(JobRow.scorer_id).where(JobRow.id == job).scalar_subquery())
     with reading(engine) as connection:
         found = [ScorerInUse(*row) for row in connection.execute(query) if row.newest is not None]
     return sorted(found, key=lambda scorer: (scorer.newest, scorer.id), reverse=True)
@@ -40,13 +40,13 @@ def in_use(engine: Engine, *, job: int | None = None) -> list[ScorerInUse]:
 def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, float]:
     """The scores that the current versions of these photos have, by URI."""
     scores: dict[str, float] = {}
-    scorer = func.coalesce(Score.scorer_id, Score.scorer_id)  # so that no planner walks all scores of the scorer
+    scorer = func.coalesce(ScoreRow.scorer_id, ScoreRow.scorer_id)  # so that no planner walks all scores of the scorer
     for start in range(0, len(uris), AT_ONCE):
         some = uris[start : start + AT_ONCE]
         query = (
-            select(Image.uri, Score.score)
-            .join(Score, Score.image_id == Image.id)
-            .where(literal_column("images.current"), Image.uri.in_(some), scorer == scorer_id)
+            select(ImageRow.uri, ScoreRow.score)
+            .join(ScoreRow, ScoreRow.image_id == ImageRow.id)
+            .where(literal_column("images.current"), ImageRow.uri.in_(some), scorer == scorer_id)
         )
         with reading(engine) as connection:
             scores.update((row.uri, row.score) for row in connection.execute(query))
@@ -55,5 +55,5 @@ def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, 
 
 def every_score(engine: Engine, scorer_id: int) -> Iterator[tuple[str, float]]:
     """URI and score of the current version of every photo that the scorer has scored."""
-    for page in pagination.of_scorer(engine, Wanted(), scorer_id):
+    for page in pagination.pages_of_scorer(engine, ResultFilter(), scorer_id):
         yield from ((row.uri, row.score) for row in page)

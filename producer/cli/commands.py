@@ -15,13 +15,14 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models import db
-from models.claims import Lane
+from models.claims import QueueKey
 from models.ledger import jobs
 from models.queries import results as result_queries
 from models.queries.failures import list_failures
+from models.queries.pagination import ResultFilter
 from models.queries.progress import Progress
 from models.queries.results import find_results
-from models.retry import insist
+from models.retry import retry_while_unavailable
 from producer import export, formatting, question_files, summary
 from producer import status as job_status
 from producer.cli import job_commands
@@ -29,11 +30,11 @@ from producer.cli import options as job_options
 from producer.cli.evaluate import evaluate
 from producer.exit_codes import OK, exit_status
 from producer.interrupts import Interrupted
-from producer.monitor import LISTER_CHECK_S, Teller, Watch, display
+from producer.monitor import LISTER_CHECK_S, JobMonitor, NoticePrinter, display
 from producer.submit import opened
 from qsit import settings
 from qsit.errors import UsageError
-from qsit.questions import READY
+from qsit.questions import BUILTIN_QUESTIONS
 from qsit.sources import uris
 from qsit.states import JobState
 from worker import COMMAND, SAFE_PATH
@@ -77,12 +78,12 @@ def submit(waits: bool, **options: Any) -> int:
 
     chosen = settings.load()
     request = job_options.request(chosen, **options)
-    engine = db.ready(chosen.database_url)
+    engine = db.open_ledger(chosen.database_url)
     dispatch.check_broker(app)
-    teller = Teller(Console(stderr=True))
+    teller = NoticePrinter(Console(stderr=True))
     with opened(engine, request, teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
-        lane = Lane(job.model, job.revision)
+        lane = QueueKey(job.model, job.revision)
         top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()
@@ -112,7 +113,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def ready_questions(form: str) -> int:
     """List the ready questions that --ask takes by name; of their choices the last is the best."""
-    ready = list(READY.values())
+    ready = list(BUILTIN_QUESTIONS.values())
     if form == "json":
         click.echo(json.dumps([question_files.record(question) for question in ready]))
     else:
@@ -126,12 +127,12 @@ def ready_questions(form: str) -> int:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(job: str | None, watch: bool, form: str) -> int:
     """Show how far a job is (the latest, if none is named), and its workers."""
-    engine = db.ready(settings.load().database_url)
+    engine = db.open_ledger(settings.load().database_url)
     job_id = jobs.find_job(engine, job)
-    teller = Teller(Console(stderr=True))
+    teller = NoticePrinter(Console(stderr=True))
     while True:
         now = (
-            insist(lambda: job_status.gather(engine, job_id), teller.away)
+            retry_while_unavailable(lambda: job_status.gather(engine, job_id), teller.away)
             if watch
             else job_status.gather(engine, job_id)
         )
@@ -150,11 +151,11 @@ def status(job: str | None, watch: bool, form: str) -> int:
 @click.argument("job", required=False)
 def wait(job: str | None) -> int:
     """Wait until a job is finished; exits with 3 when more photos failed than --max-failed allowed."""
-    engine = db.ready(settings.load().database_url)
-    return _wait(engine, jobs.find_job(engine, job), Teller(Console(stderr=True)))
+    engine = db.open_ledger(settings.load().database_url)
+    return _wait(engine, jobs.find_job(engine, job), NoticePrinter(Console(stderr=True)))
 
 
-def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], object] | None = None) -> int:
+def _wait(engine: Engine, job_id: int, teller: NoticePrinter, list_anew: Callable[[], object] | None = None) -> int:
     looked = time.monotonic()
 
     def check(progress: Progress) -> None:
@@ -165,7 +166,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 
     try:
         with display(teller.console) as show:
-            progress = Watch(engine, job_id, teller).until_done(show, check)
+            progress = JobMonitor(engine, job_id, teller).until_done(show, check)
     except Interrupted:
         _talk(f"no longer waiting; job {job_id} goes on with its workers")
         raise
@@ -178,7 +179,7 @@ def _wait(engine: Engine, job_id: int, teller: Teller, list_anew: Callable[[], o
 @click.option("--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table", show_default=True)
 def failures(job: str | None, form: str) -> int:
     """List the photos of a job (the latest, if none is named) that failed, each with its reason."""
-    engine = db.ready(settings.load().database_url)
+    engine = db.open_ledger(settings.load().database_url)
     export.write_failures(list_failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return OK
 
@@ -187,8 +188,8 @@ def failures(job: str | None, form: str) -> int:
 @click.option("--job", help="Computed by this job.")
 @click.option("--model", help="Of this model.")
 @click.option("--under", metavar="PREFIX", help="Of photos in this folder, or whose URI begins so.")
-@click.option("--min", "least", type=click.FloatRange(0, 1), help="Of at least this score, 0..1.")
-@click.option("--max", "most", type=click.FloatRange(0, 1), help="Of at most this score, 0..1.")
+@click.option("--min", "min_score", type=click.FloatRange(0, 1), help="Of at least this score, 0..1.")
+@click.option("--max", "max_score", type=click.FloatRange(0, 1), help="Of at most this score, 0..1.")
 @click.option("--sort", type=click.Choice(["score", "-score", "uri", "-scored_at"]), default="score", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
 @click.option("--all-versions", is_flag=True, help="Also scores of photos that have changed since.")
@@ -205,10 +206,10 @@ def results(
     """Query scores: the worst first, of the current version of each photo."""
     from qsit import checkpoints
 
-    engine = db.ready(settings.load().database_url)
+    engine = db.open_ledger(settings.load().database_url)
     if under is not None:
         under = uris.prefix_of(under)
-    wanted = result_queries.Wanted(
+    wanted = ResultFilter(
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else checkpoints.full_name(model),
         under=under,
@@ -264,7 +265,7 @@ def upgrade() -> int:
 
     chosen = settings.load()
     run_upgrade(chosen.database_url)
-    _talk(f"{db.shown(db.parse_url(chosen.database_url))} has schema {db.SCHEMA}")
+    _talk(f"{db.redacted(db.parse_url(chosen.database_url))} has schema {db.SCHEMA}")
     return OK
 
 
@@ -272,6 +273,6 @@ def upgrade() -> int:
 def check() -> int:
     """Tell whether the database can be reached and has this program's schema."""
     chosen = settings.load()
-    engine = db.ready(chosen.database_url)
-    _talk(f"{db.shown(engine.url)} has schema {db.SCHEMA}")
+    engine = db.open_ledger(chosen.database_url)
+    _talk(f"{db.redacted(engine.url)} has schema {db.SCHEMA}")
     return OK

@@ -57,7 +57,7 @@ def retry(job: str | None, reasons: tuple[str, ...]) -> None:
               help="Of jobs that ended so many days ago.")  # fmt: skip
 def prune(days: int) -> None:
     """Remove what the ledger holds of old jobs. Scores, counts and failures stay."""
-    engine = db.ready(settings.load().database_url)
+    engine = db.open_ledger(settings.load().database_url)
     number = control.prune(engine, timedelta(days=days))
     click.echo(f"{count(number, 'row')} removed", err=True)
 
@@ -69,10 +69,10 @@ def recover() -> None:
     from worker.app import app
 
     chosen = settings.load()
-    engine = db.ready(chosen.database_url)
+    engine = db.open_ledger(chosen.database_url)
     dispatch.check_broker(app)
     number = rescue.recover(engine)
-    for lane in scheduling.lanes(engine):
+    for lane in scheduling.queues_with_work(engine):
         dispatch.top_up(engine, app, lane, chosen.lease_s)
     control.settle_cancelled(engine)
     jobs.finish_done_jobs(engine)
@@ -88,5 +88,5 @@ def _hint(engine: Engine, job_id: int) -> str:
 
 
 def _job(name_or_id: str | None) -> tuple[Engine, int]:
-    engine = db.ready(settings.load().database_url)
+    engine = db.open_ledger(settings.load().database_url)
     return engine, jobs.find_job(engine, name_or_id)

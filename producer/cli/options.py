@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from models.db import storable
+from models.db import sanitize_text
 from producer import question_files
 from producer.submit import Request
 from qsit.errors import UsageError
@@ -73,7 +73,7 @@ def _max_failed(_: object, __: object, value: str) -> str:
 
 
 def _name(_: object, __: object, value: str | None) -> str | None:
-    if value is not None and storable(value) != value:
+    if value is not None and sanitize_text(value) != value:
         raise click.BadParameter("it has bytes that are no text")
     if value == "":
         raise click.BadParameter("it is empty")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from producer.evaluation.skipped import LeftOut
 from qsit.errors import SourceError
-from qsit.questions import LETTERS, Question, forms, put
+from qsit.questions import LETTERS, Question, accepted_replies, render_prompt
 
 NAMES = ("img_path", "image_path", "image", "img", "image_name", "filename")
 """What the field with the image may be called; the published files have the first."""
@@ -39,14 +39,14 @@ class Item:
     @property
     def asked(self) -> Question:
         """What the model is asked: to say what it says, to the question with its choices listed."""
-        return Question("", put(self.question))
+        return Question("", render_prompt(self.question))
 
     def choice_of(self, reply: str) -> int | None:
         """The choice that a reply means, capitals or not: its letter, its letter and a dot, or its words."""
         plain = reply.strip().casefold()
         choices: list[int] = [self.right, *range(len(self.question.choices))]
         for choice in choices:
-            if any(plain == form.strip().casefold() for form in forms(self.question, choice)):
+            if any(plain == form.strip().casefold() for form in accepted_replies(self.question, choice)):
                 return choice
         return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models.db import storable
+from models.db import sanitize_text
 from models.queries import scorers
 from models.queries.scorers import ScorerInUse
 from producer.evaluation.labels import Label
@@ -98,7 +98,7 @@ def _local_place(path: Path, images: str) -> Place:
 
 
 def _can_be_asked_for(uri: str) -> bool:
-    return storable(uri) == uri
+    return sanitize_text(uri) == uri
 
 
 def join_newest(

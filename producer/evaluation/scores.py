@@ -55,7 +55,7 @@ def evaluate_scores(
         revision = checkpoints.resolve(model, revision)
         if not _score(chosen, places.values(), model, revision, as_stored=as_stored):
             return COULD_NOT_RUN
-    engine = db.ready(chosen.database_url)
+    engine = db.open_ledger(chosen.database_url)
     candidates = _scorers(engine, model, revision, job, procedure)
     joined = matching.join_newest(engine, candidates, found, places)
     result = agreement(joined.scores, joined.opinions, lower_is_better=lower_is_better)

@@ -18,7 +18,7 @@ PHOTO_ENDINGS = frozenset(
 )
 """Which files of a folder are taken for photos; a file that is named itself is always taken."""
 
-LEFT_BEHIND = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
+PASSED_OVER = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
 """What NAS boxes, systems and photo programs leave in photo folders: skipped, files and folders alike."""
 
 
@@ -27,7 +27,7 @@ MAX_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedPhoto:
     """An image as listed: its URI, and its version or UNKNOWN_VERSION."""
 
     uri: str
@@ -35,7 +35,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Photo:
+class OpenPhoto:
     """
     An image that is open for reading, at the version it has now.
 
@@ -58,7 +58,7 @@ def check_bytes(size: int) -> None:
 
 
 @dataclass
-class Choice:
+class ListingFilter:
     """Chooses what is listed, and counts what it passes over."""
 
     exclude: Sequence[str] = ()
@@ -66,7 +66,7 @@ class Choice:
     unreadable: list[str] = field(default_factory=list)  # what could not be listed, and why
 
     def __post_init__(self) -> None:
-        self._names = _any_of((*LEFT_BEHIND, *self.exclude))
+        self._names = _any_of((*PASSED_OVER, *self.exclude))
         self._paths = _any_of(self.exclude) if self.exclude else None
 
     def passes_over(self, name: str, path: str) -> bool:

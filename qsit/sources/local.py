@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qsit.errors import ImageError, SourceError, WorkerFault
-from qsit.sources.filters import Choice, Found, Photo, check_bytes, named_as_photo
+from qsit.sources.filters import ListedPhoto, ListingFilter, OpenPhoto, check_bytes, named_as_photo
 from qsit.sources.uris import local_path, path_name, uri_of
 from qsit.states import Reason
 
@@ -19,7 +19,7 @@ WORKERS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errn
 """What opening a file says when the worker's limits or mounts are at fault."""
 
 
-def walk(choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Found]:
+def walk(choice: ListingFilter, source: str, *, of_list: bool = False) -> Iterator[ListedPhoto]:
     """
     The photos of a file or folder, streaming, in the order of names, each folder's files before its folders.
     Linked folders are followed, each folder once. A file `of_list` that is not there is found nevertheless, and
@@ -33,14 +33,14 @@ def walk(choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Foun
         status = path.stat()
     except (OSError, ValueError) as error:
         if of_list and isinstance(error, OSError):
-            yield Found(uri_of(path), GONE)
+            yield ListedPhoto(uri_of(path), GONE)
             return
         raise SourceError(f"cannot read {source!r}: {getattr(error, 'strerror', error)}") from error
     if stat.S_ISDIR(status.st_mode):
         _check_listable(path)
         yield from _folders(choice, str(path), status)
     else:
-        yield Found(uri_of(path), _version(status))
+        yield ListedPhoto(uri_of(path), _version(status))
 
 
 def _check_listable(path: Path) -> None:
@@ -50,7 +50,7 @@ def _check_listable(path: Path) -> None:
         raise SourceError(f"cannot list {path}: {error.strerror}") from error
 
 
-def _folders(choice: Choice, top: str, status: os.stat_result) -> Iterator[Found]:
+def _folders(choice: ListingFilter, top: str, status: os.stat_result) -> Iterator[ListedPhoto]:
     seen = {(status.st_dev, status.st_ino)}
     waiting = [top]
     while waiting:
@@ -60,7 +60,7 @@ def _folders(choice: Choice, top: str, status: os.stat_result) -> Iterator[Found
                 status = entry.stat()
             except OSError as error:  # a link to nothing, gone since, or out of reach
                 if named_as_photo(entry.name):
-                    yield Found(uri_of(entry.path), GONE)  # the worker says what is wrong
+                    yield ListedPhoto(uri_of(entry.path), GONE)  # the worker says what is wrong
                 elif not isinstance(error, FileNotFoundError):
                     choice.unreadable.append(f"{entry.path}: {error.strerror}")
                 continue
@@ -69,11 +69,11 @@ def _folders(choice: Choice, top: str, status: os.stat_result) -> Iterator[Found
                     seen.add((status.st_dev, status.st_ino))
                     inner.append(entry.path)
             elif choice.takes(entry.name):
-                yield Found(uri_of(entry.path), _version(status))
+                yield ListedPhoto(uri_of(entry.path), _version(status))
         waiting += reversed(inner)
 
 
-def _entries(choice: Choice, folder: str) -> list[os.DirEntry[str]]:
+def _entries(choice: ListingFilter, folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             kept = [entry for entry in entries if not choice.passes_over(entry.name, entry.path)]
@@ -87,7 +87,7 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-class Folders:
+class LocalReader:
     """
     The folders that a worker may read, with all below them. Serves many threads at once.
 
@@ -102,7 +102,7 @@ class Folders:
                 self._note_device(root, mounted=mounted)
 
     @contextlib.contextmanager
-    def opened(self, uri: str, version: str) -> Iterator[Photo]:
+    def opened(self, uri: str, version: str) -> Iterator[OpenPhoto]:
         """
         A photo, if it is still the one that was listed.
 
@@ -127,7 +127,7 @@ class Folders:
 
             if _version(status) != version:
                 raise ImageError(Reason.CHANGED, "the file changed after it was listed; run the same command again")
-            yield Photo(version, read)
+            yield OpenPhoto(version, read)
 
     def _open(self, path: str) -> int:
         root = next((root for root in self._roots if _is_under(path, str(root))), None)

@@ -8,7 +8,7 @@ from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
 
-class Trouble(Enum):
+class S3ErrorKind(Enum):
     """Whose trouble it is."""
 
     MISSING = auto()  # there is no such object
@@ -36,7 +36,7 @@ NO_CREDENTIALS = (
 )  # fmt: skip
 
 
-def told_apart(error: Exception, place: str, permission: str, endpoint_url: str | None) -> tuple[Trouble, str]:
+def classify_error(error: Exception, place: str, permission: str, endpoint_url: str | None) -> tuple[S3ErrorKind, str]:
     """
     Whose trouble an error of boto3 is, and a line that tells what to do.
 
@@ -46,53 +46,56 @@ def told_apart(error: Exception, place: str, permission: str, endpoint_url: str 
     if isinstance(error, ClientError):
         return _answered(error, place, permission, server)
     if isinstance(error, boto.UnauthorizedSSOTokenError | boto.SSOTokenLoadError):
-        return Trouble.CREDENTIALS, f"the session of your sign-on has ended; run: aws sso login ({_line(error)})"
+        return S3ErrorKind.CREDENTIALS, f"the session of your sign-on has ended; run: aws sso login ({_line(error)})"
     if isinstance(error, NO_CREDENTIALS):
-        return Trouble.CREDENTIALS, (
+        return S3ErrorKind.CREDENTIALS, (
             f"no credentials for {server}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             f"or give the machine a role ({_line(error)})"
         )
     if isinstance(error, boto.ParamValidationError):
-        return Trouble.UNREADABLE, f"{place} is no object of S3: {_line(error)}"
+        return S3ErrorKind.UNREADABLE, f"{place} is no object of S3: {_line(error)}"
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError):
-        return Trouble.FAILED, f"{server} does not answer: {_line(error)}"
+        return S3ErrorKind.FAILED, f"{server} does not answer: {_line(error)}"
     if isinstance(error, boto.FlexibleChecksumError):
-        return Trouble.FAILED, f"{place} arrives with another checksum than it has: {_line(error)}"
-    return Trouble.OUT_OF_REACH, f"{server} cannot be used: {_line(error)}"
+        return S3ErrorKind.FAILED, f"{place} arrives with another checksum than it has: {_line(error)}"
+    return S3ErrorKind.OUT_OF_REACH, f"{server} cannot be used: {_line(error)}"
 
 
-def _answered(error: ClientError, place: str, permission: str, server: str) -> tuple[Trouble, str]:
+def _answered(error: ClientError, place: str, permission: str, server: str) -> tuple[S3ErrorKind, str]:
     said: dict[str, Any] = error.response.get("Error", {})
     code = str(said.get("Code", ""))
     words = " ".join(f"{code}: {said['Message']}".split()) if said.get("Message") else code
     if code == "NoSuchBucket":
         bucket = "/".join(place.split("/")[:3])
-        return Trouble.OUT_OF_REACH, f"{server} has no {bucket}; mind its name, QSIT_S3_ENDPOINT_URL, AWS_PROFILE"
+        return S3ErrorKind.OUT_OF_REACH, f"{server} has no {bucket}; mind its name, QSIT_S3_ENDPOINT_URL, AWS_PROFILE"
     if code in MISSING:
-        return Trouble.MISSING, "the object is gone"
+        return S3ErrorKind.MISSING, "the object is gone"
     if code in CHANGED:
-        return Trouble.CHANGED, "the object changed after it was listed; run the same command again"
+        return S3ErrorKind.CHANGED, "the object changed after it was listed; run the same command again"
     if code == "InvalidObjectState":
-        return Trouble.UNREADABLE, f"the object is archived; restore it first ({words})"
+        return S3ErrorKind.UNREADABLE, f"the object is archived; restore it first ({words})"
     if code in ("KeyTooLongError", "InvalidURI"):
-        return Trouble.UNREADABLE, f"it can be no object of S3 ({words})"
+        return S3ErrorKind.UNREADABLE, f"it can be no object of S3 ({words})"
     if code in DENIED:
-        return Trouble.REFUSED, f"access to {place} is denied; it needs the permission {permission} ({words})"
+        return S3ErrorKind.REFUSED, f"access to {place} is denied; it needs the permission {permission} ({words})"
     if code in EXPIRED:
-        return Trouble.CREDENTIALS, (
+        return S3ErrorKind.CREDENTIALS, (
             f"the credentials for {server} have expired; renew them, and restart what has them in its environment "
             f"({words})"
         )
     if code in REFUSED:
-        return Trouble.CREDENTIALS, f"{server} refuses the credentials; mind AWS_ACCESS_KEY_ID, AWS_PROFILE ({words})"
+        return (
+            S3ErrorKind.CREDENTIALS,
+            f"{server} refuses the credentials; mind AWS_ACCESS_KEY_ID, AWS_PROFILE ({words})",
+        )
     if code in ELSEWHERE:
-        return Trouble.OUT_OF_REACH, f"{place} is in another region; set AWS_REGION ({words})"
+        return S3ErrorKind.OUT_OF_REACH, f"{place} is in another region; set AWS_REGION ({words})"
     if code in BUSY:
-        return Trouble.OUT_OF_REACH, f"{server} asks to slow down ({words})"
+        return S3ErrorKind.OUT_OF_REACH, f"{server} asks to slow down ({words})"
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
     if 400 <= status < 500:
-        return Trouble.REFUSED, f"{server} does not give {place} ({words})"
-    return Trouble.FAILED, f"{server} failed on {place} ({words})"
+        return S3ErrorKind.REFUSED, f"{server} does not give {place} ({words})"
+    return S3ErrorKind.FAILED, f"{server} failed on {place} ({words})"
 
 
 def _line(error: BotoCoreError | Exception) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qsit.errors import QsitError, SourceError
-from qsit.sources.filters import Choice, Found
+from qsit.sources.filters import ListedPhoto, ListingFilter
 from qsit.sources.s3_client import Client, version_of
 from qsit.sources.uris import S3_SCHEME, split_s3_uri
 from qsit.states import UNKNOWN_VERSION
@@ -19,11 +19,11 @@ def check(client: Client, source: str) -> None:
         SourceError: when not; tells what to do.
     """
     bucket, key = split_s3_uri(source)
-    with _told(client, bucket):
+    with _translate_errors(client, bucket):
         client.connected().list_objects_v2(Bucket=bucket, Prefix=key.removesuffix("*"), MaxKeys=1)
 
 
-def walk(client: Client, choice: Choice, source: str, *, of_list: bool = False) -> Iterator[Found]:
+def walk(client: Client, choice: ListingFilter, source: str, *, of_list: bool = False) -> Iterator[ListedPhoto]:
     """
     The photos of `s3://bucket/key`, an object or what lies below it as in a folder, in the order of keys. A `*`
     at the end takes every key that begins so. An object `of_list` is found without asking S3, its version
@@ -34,7 +34,7 @@ def walk(client: Client, choice: Choice, source: str, *, of_list: bool = False) 
     """
     bucket, key = split_s3_uri(source)
     if of_list and key and not key.endswith(("/", "*")):
-        yield Found(source, UNKNOWN_VERSION)
+        yield ListedPhoto(source, UNKNOWN_VERSION)
     elif key.endswith("*"):
         yield from _below(client, choice, bucket, key[:-1])
     elif not key or key.endswith("/"):
@@ -42,12 +42,12 @@ def walk(client: Client, choice: Choice, source: str, *, of_list: bool = False) 
     else:
         for entry in _entries(client, bucket, key, MaxKeys=1):
             if entry["Key"] == key:
-                yield Found(source, version_of(entry))
+                yield ListedPhoto(source, version_of(entry))
             break  # of the keys that begin so, it is the first
         yield from _below(client, choice, bucket, key + "/")
 
 
-def _below(client: Client, choice: Choice, bucket: str, prefix: str) -> Iterator[Found]:
+def _below(client: Client, choice: ListingFilter, bucket: str, prefix: str) -> Iterator[ListedPhoto]:
     """The photos whose keys begin with `prefix`; names are looked at below its last folder."""
     start = prefix.rfind("/") + 1
     folder, left_out = "", False
@@ -66,10 +66,10 @@ def _below(client: Client, choice: Choice, bucket: str, prefix: str) -> Iterator
         except SourceError as error:
             choice.unreadable.append(str(error))
         else:
-            yield Found(uri, version_of(entry))
+            yield ListedPhoto(uri, version_of(entry))
 
 
-def _left_out(choice: Choice, start: str, inner: str) -> bool:
+def _left_out(choice: ListingFilter, start: str, inner: str) -> bool:
     """Whether one of the folders that `inner` is made of is passed over."""
     path = start
     for name in inner.split("/") if inner else ():
@@ -81,7 +81,7 @@ def _left_out(choice: Choice, start: str, inner: str) -> bool:
 
 
 def _entries(client: Client, bucket: str, prefix: str, **options: int) -> Iterator[dict[str, Any]]:
-    with _told(client, bucket):
+    with _translate_errors(client, bucket):
         pages = client.connected().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
         for page in pages:
             yield from page.get("Contents", ())
@@ -90,14 +90,14 @@ def _entries(client: Client, bucket: str, prefix: str, **options: int) -> Iterat
 
 
 @contextmanager
-def _told(client: Client, bucket: str) -> Iterator[None]:
+def _translate_errors(client: Client, bucket: str) -> Iterator[None]:
     """What goes wrong meanwhile is told to who named the source."""
     try:
         yield
     except QsitError:
         raise
     except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
-        from qsit.sources.s3_errors import told_apart
+        from qsit.sources.s3_errors import classify_error
 
-        _, words = told_apart(error, f"{S3_SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
+        _, words = classify_error(error, f"{S3_SCHEME}{bucket}", "s3:ListBucket", client.endpoint_url)
         raise SourceError(words) from error

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qsit.errors import ImageError, QsitError, WorkerFault
-from qsit.sources.filters import Photo, check_bytes
+from qsit.sources.filters import OpenPhoto, check_bytes
 from qsit.sources.s3_client import ATTEMPTS, Client, etag_of, version_of
 from qsit.sources.uris import S3_SCHEME, split_s3_uri
 from qsit.states import UNKNOWN_VERSION, Reason
 
 if TYPE_CHECKING:
-    from qsit.sources.s3_errors import Trouble
+    from qsit.sources.s3_errors import S3ErrorKind
 
 READ_S, SLOWEST = 120, 50_000
 """Seconds that one photo may take, and bytes a second that it may take beyond them."""
@@ -32,7 +32,7 @@ def covers(root: str, uri: str) -> bool:
     return uri == root or uri.startswith(root.rstrip("/") + "/")
 
 
-class Buckets:
+class S3Reader:
     """
     Serves many threads at once.
 
@@ -47,7 +47,7 @@ class Buckets:
         self._rounds: Counter[str] = Counter()  # URI -> how often S3 failed to give it, but gave others
 
     @contextmanager
-    def opened(self, uri: str, version: str) -> Iterator[Photo]:
+    def opened(self, uri: str, version: str) -> Iterator[OpenPhoto]:
         """
         A photo at `version`, or at the one it has now if that is UNKNOWN_VERSION.
 
@@ -71,7 +71,7 @@ class Buckets:
                 self._good[bucket] = key
                 return data
 
-            yield Photo(found, read)
+            yield OpenPhoto(found, read)
 
     def _may_open(self, uri: str) -> bool:
         return any(covers(root, uri) for root in self._roots)
@@ -111,30 +111,32 @@ class Buckets:
         except QsitError:
             raise
         except Exception as error:  # boto3 has no base for what its settings, its plugins and the network raise
-            from qsit.sources.s3_errors import told_apart
+            from qsit.sources.s3_errors import classify_error
 
-            trouble, words = told_apart(error, f"{S3_SCHEME}{bucket}/{key}", "s3:GetObject", self._client.endpoint_url)
+            trouble, words = classify_error(
+                error, f"{S3_SCHEME}{bucket}/{key}", "s3:GetObject", self._client.endpoint_url
+            )
             raise self._verdict(trouble, words, bucket, key) from error
 
-    def _verdict(self, trouble: "Trouble", words: str, bucket: str, key: str) -> ImageError | WorkerFault:
-        from qsit.sources.s3_errors import Trouble
+    def _verdict(self, trouble: "S3ErrorKind", words: str, bucket: str, key: str) -> ImageError | WorkerFault:
+        from qsit.sources.s3_errors import S3ErrorKind
 
         reasons = {
-            Trouble.MISSING: Reason.MISSING,
-            Trouble.CHANGED: Reason.CHANGED,
-            Trouble.UNREADABLE: Reason.UNREADABLE,
+            S3ErrorKind.MISSING: Reason.MISSING,
+            S3ErrorKind.CHANGED: Reason.CHANGED,
+            S3ErrorKind.UNREADABLE: Reason.UNREADABLE,
         }
         if trouble in reasons:
             return ImageError(reasons[trouble], words)
-        of_one = trouble in (Trouble.REFUSED, Trouble.FAILED)
+        of_one = trouble in (S3ErrorKind.REFUSED, S3ErrorKind.FAILED)
         if of_one and self._gives_others(bucket, key):
             uri = f"{S3_SCHEME}{bucket}/{key}"
             self._rounds[uri] += 1
-            if trouble is Trouble.FAILED and self._rounds[uri] < ROUNDS:
+            if trouble is S3ErrorKind.FAILED and self._rounds[uri] < ROUNDS:
                 return WorkerFault(words)
             del self._rounds[uri]
             return ImageError(Reason.UNREADABLE, words)
-        if trouble is Trouble.CREDENTIALS:
+        if trouble is S3ErrorKind.CREDENTIALS:
             self._client.forget()
         self._resting[bucket] = (time.monotonic() + REST_S, words)
         return WorkerFault(words)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from qsit.errors import SourceError, WorkerFault
 from qsit.sources import local, s3_listing
-from qsit.sources.filters import Choice, Found, Photo
-from qsit.sources.local import Folders
+from qsit.sources.filters import ListedPhoto, ListingFilter, OpenPhoto
+from qsit.sources.local import LocalReader
 from qsit.sources.s3_client import Client
-from qsit.sources.s3_reader import Buckets
+from qsit.sources.s3_reader import S3Reader
 from qsit.sources.uris import S3_SCHEME, full_name, local_path
 
 
 @dataclass
-class Listing(Choice):
+class Listing(ListingFilter):
     """Lists sources, and counts what it passes over."""
 
     endpoint_url: str | None = None  # of an S3-compatible server
@@ -37,7 +37,7 @@ class Listing(Choice):
         elif not local_path(source).exists():
             raise SourceError(f"there is no {source}")
 
-    def walk(self, source: str, *, of_list: bool = False) -> Iterator[Found]:
+    def walk(self, source: str, *, of_list: bool = False) -> Iterator[ListedPhoto]:
         """
         The photos of a source, streaming. What is `of_list` costs only itself when it is not there.
 
@@ -72,11 +72,11 @@ class Reader:
         endpoint_url: str | None = None,
         connections: int = 1,
     ) -> None:
-        self._folders = Folders([Path(root) for root in roots if not root.startswith(S3_SCHEME)], mounted=mounted)
+        self._folders = LocalReader([Path(root) for root in roots if not root.startswith(S3_SCHEME)], mounted=mounted)
         places = [root for root in roots if root.startswith(S3_SCHEME)]
-        self._buckets = Buckets(places, Client(endpoint_url, connections))
+        self._buckets = S3Reader(places, Client(endpoint_url, connections))
 
-    def opened(self, uri: str, version: str) -> AbstractContextManager[Photo]:
+    def opened(self, uri: str, version: str) -> AbstractContextManager[OpenPhoto]:
         """
         A photo, if it is still at the version that was listed.
 

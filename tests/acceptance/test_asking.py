@@ -9,7 +9,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from models import db
-from models.tables import AnswerRow, Score
+from models.tables import AnswerRow, ScoreRow
 from qsit.states import JobState
 from tests.acceptance.test_worker_faults import Stage, send, stage
 from tests.support.chaos import twice, watch_for_twice
@@ -18,7 +18,7 @@ from tests.support.programs import QSIT, family, kill, make_photos, run, started
 __all__ = ["stage"]
 
 ANSWERS = select(func.count()).select_from(AnswerRow)
-SCORES = select(func.count(), func.max(Score.scored_at)).select_from(Score)
+SCORES = select(func.count(), func.max(ScoreRow.scored_at)).select_from(ScoreRow)
 
 
 def answers_in(database_url: str, job: str) -> dict[str, list[dict[str, Any]]]:
@@ -58,7 +58,7 @@ def test_only_photos_below_a_score_are_asked_about_in_the_pass_that_scores_them(
     with stage.worker("worker"):
         stage.submit(*asking, "--wait")
 
-    assert stage.count(select(func.count()).where(Score.score < 0.8)) == 50
+    assert stage.count(select(func.count()).where(ScoreRow.score < 0.8)) == 50
     assert stage.count(ANSWERS) == 50
     stage.submit(*asking, "--name", "again")
     assert stage.jobs() == [JobState.FINISHED] * 2, "all is there, so no worker was needed"

@@ -21,7 +21,7 @@ from migrations.upgrade import upgrade
 from models import db
 from models.ledger import jobs
 from models.queries.progress import job_progress
-from models.tables import Item, Score
+from models.tables import ItemRow, ScoreRow
 from qsit.errors import DatabaseError, DatabaseUnavailable
 from qsit.states import ItemState, JobState
 from tests.support.paths import ROOT
@@ -53,7 +53,7 @@ class Fleet:
         engine = db.connect(self.database_url)
         try:
             with db.reading(engine) as connection:
-                return connection.execute(select(func.count()).select_from(Score)).scalar_one()
+                return connection.execute(select(func.count()).select_from(ScoreRow)).scalar_one()
         finally:
             engine.dispose()
 
@@ -65,7 +65,7 @@ class Fleet:
         assert self.waiting.wait(240) == 0, self.wait_log.read_text()
         engine = db.connect(self.database_url)
         with db.reading(engine) as connection:
-            states = connection.execute(select(Item.state, func.count()).group_by(Item.state)).all()
+            states = connection.execute(select(ItemRow.state, func.count()).group_by(ItemRow.state)).all()
         assert [tuple(row) for row in states] == [(ItemState.SCORED, PHOTOS)]
         assert self.scored() == PHOTOS
         assert job_progress(engine, jobs.find_job(engine, None)).state == JobState.FINISHED
@@ -176,7 +176,7 @@ def test_a_command_that_waits_can_be_interrupted_while_the_database_is_away(brok
 def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
     engine = db.connect(database_url, create=True)
     with pytest.raises(DatabaseError) as raised, db.reading(engine) as connection:
-        connection.execute(select(Score.image_id))
+        connection.execute(select(ScoreRow.image_id))
     engine.dispose()
     assert not isinstance(raised.value, DatabaseUnavailable)
 

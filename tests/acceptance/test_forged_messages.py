@@ -13,13 +13,13 @@ from sqlalchemy import Engine, func, select, update
 
 from migrations.upgrade import upgrade
 from models import db
-from models.claims import Lane
+from models.claims import QueueKey
 from models.ledger import jobs, listing
 from models.ledger.jobs import JobSpec
-from models.tables import Chunk, Image, Item, Job
+from models.tables import ChunkRow, ImageRow, ItemRow, JobRow
 from qsit import checkpoints
 from qsit.rating import UPRIGHT
-from qsit.sources.filters import Found
+from qsit.sources.filters import ListedPhoto
 from qsit.states import ItemState, JobState
 from tests.conftest import valkey
 from tests.support.programs import QSIT, make_photos, run, started, until
@@ -45,7 +45,7 @@ class Fleet:
         app = Celery("stranger", broker=self.broker_url)
         app.conf.task_compression = "zlib"
         with app.connection_for_write() as connection:
-            own = dispatch.queue_of(self.engine, Lane("demo", self.revision))
+            own = dispatch.queue_name(self.engine, QueueKey("demo", self.revision))
             app.send_task(dispatch.TASK, args=list(arguments), queue=queue or own, connection=connection, **options)
 
     def job(
@@ -63,21 +63,21 @@ class Fleet:
         listing.begin_listing(self.engine, opened.id)
         if state is not JobState.ACTIVE:
             self._set(opened.id, JobState.PAUSED)  # before the worker takes it by itself
-        listing.add_images(self.engine, opened.id, [Found(uri, version)])
+        listing.add_images(self.engine, opened.id, [ListedPhoto(uri, version)])
         listing.end_listing(self.engine, opened.id)
         if state is not JobState.ACTIVE:
             self._set(opened.id, state)
         with db.reading(self.engine) as connection:
-            return connection.execute(select(Chunk.id).where(Chunk.job_id == opened.id)).scalar_one()
+            return connection.execute(select(ChunkRow.id).where(ChunkRow.job_id == opened.id)).scalar_one()
 
     def _set(self, job_id: int, state: JobState) -> None:
         with db.writing(self.engine) as connection:
-            connection.execute(update(Job).where(Job.id == job_id).values(state=state))
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values(state=state))
 
     def untouched(self, chunk_id: int) -> bool:
         """Whether no item of a chunk has come to anything."""
         with db.reading(self.engine) as connection:
-            states = connection.execute(select(Item.state).where(Item.chunk_id == chunk_id)).scalars().all()
+            states = connection.execute(select(ItemRow.state).where(ItemRow.chunk_id == chunk_id)).scalars().all()
         return set(states) <= {ItemState.QUEUED, ItemState.CANCELLED}
 
     def does_honest_work(self) -> None:
@@ -142,9 +142,13 @@ def test_the_uris_of_a_message_are_not_opened(fleet: Fleet) -> None:
 
     until(lambda: not fleet.untouched(chunk_id))
     with db.reading(fleet.engine) as connection:
-        query = select(Image.uri, Item.state).join(Item, Item.image_id == Image.id).where(Item.chunk_id == chunk_id)
+        query = (
+            select(ImageRow.uri, ItemRow.state)
+            .join(ItemRow, ItemRow.image_id == ImageRow.id)
+            .where(ItemRow.chunk_id == chunk_id)
+        )
         assert connection.execute(query).all() == [(photo.as_uri(), ItemState.SCORED)]
-        strange = select(func.count()).select_from(Image).where(Image.uri == SECRET.as_uri())
+        strange = select(func.count()).select_from(ImageRow).where(ImageRow.uri == SECRET.as_uri())
         assert connection.execute(strange).scalar_one() == 0
 
 
@@ -179,8 +183,8 @@ def test_what_lies_outside_the_roots_is_not_opened_even_when_the_ledger_says_so(
     assert asked == []
     assert fleet.untouched(chunk_id)
     with db.writing(fleet.engine) as connection:
-        job = select(Chunk.job_id).where(Chunk.id == chunk_id).scalar_subquery()
-        connection.execute(update(Job).where(Job.id == job).values(state=JobState.CANCELLED))
+        job = select(ChunkRow.job_id).where(ChunkRow.id == chunk_id).scalar_subquery()
+        connection.execute(update(JobRow).where(JobRow.id == job).values(state=JobState.CANCELLED))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,9 @@ def test_a_pickle_is_not_opened(fleet: Fleet, tmp_path: Path) -> None:
 
     app = Celery("stranger", broker=fleet.broker_url, task_serializer="pickle")
     app.conf.accept_content = ["pickle", "json"]
-    app.send_task(dispatch.TASK, args=[Trap(), []], queue=dispatch.queue_of(fleet.engine, Lane("demo", fleet.revision)))
+    app.send_task(
+        dispatch.TASK, args=[Trap(), []], queue=dispatch.queue_name(fleet.engine, QueueKey("demo", fleet.revision))
+    )
     fleet.does_honest_work()
 
     assert not (tmp_path / "sprung").exists()

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from migrations.upgrade import upgrade
 from models import db
-from models.tables import Job, Score
+from models.tables import JobRow, ScoreRow
 from tests.support.paths import ROOT
 from tests.support.programs import BIN, environment, make_photos, started
 
@@ -65,8 +65,8 @@ def test_two_nights_at_once_are_harmless_and_the_second_has_nothing_left(
 
     engine = db.connect(url)
     with db.reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 100
-        names = connection.execute(select(Job.name).order_by(Job.name)).scalars().all()
+        assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 100
+        names = connection.execute(select(JobRow.name).order_by(JobRow.name)).scalars().all()
     engine.dispose()
     assert len(names) == 2
     assert all(re.fullmatch(r"(to)?night-\d{4}-\d\d-\d\d", name or "") for name in names)

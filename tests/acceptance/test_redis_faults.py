@@ -16,7 +16,7 @@ import redis
 from sqlalchemy import func, select
 
 from models import db
-from models.tables import Item
+from models.tables import ItemRow
 from producer.private_run import broker_program
 from tests.support.paths import EXAMPLES
 from tests.support.programs import QSIT, SLOW_MODEL, family, make_photos, run, started, until
@@ -112,7 +112,9 @@ class Night:
         assert f"{PHOTO_COUNT} photos: {PHOTO_COUNT} scored" in waited.stderr
         engine = db.connect(self.fleet.database_url)
         with db.reading(engine) as connection:
-            items = select(Item.state, func.count()).where(Item.job_id == int(self.number)).group_by(Item.state)
+            items = (
+                select(ItemRow.state, func.count()).where(ItemRow.job_id == int(self.number)).group_by(ItemRow.state)
+            )
             assert connection.execute(items).all() == [("scored", PHOTO_COUNT)]
         engine.dispose()
         until(lambda: "Redis at" not in self.status())
@@ -241,7 +243,7 @@ def test_a_kill_in_the_middle_of_a_listing_leaves_the_listing_whole(server: Serv
 
     def listed() -> int:
         with db.reading(engine) as connection:
-            return connection.execute(select(func.count()).select_from(Item)).scalar_one()
+            return connection.execute(select(func.count()).select_from(ItemRow)).scalar_one()
 
     log = tmp_path / "log"
     variables = {"QSIT_BROKER_URL": server.url}

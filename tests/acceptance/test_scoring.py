@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from models import db
-from models.tables import Item, Score
+from models.tables import ItemRow, ScoreRow
 from tests.support.paths import EXAMPLES
 from tests.support.programs import BIN, QSIT, environment, family, kill, make_photos, named, run, started, until
 
@@ -34,7 +34,7 @@ def scores_in(database_url: str) -> int:
     engine = db.connect(database_url)
     try:
         with db.reading(engine) as connection:
-            return connection.execute(select(func.count()).select_from(Score)).scalar_one()
+            return connection.execute(select(func.count()).select_from(ScoreRow)).scalar_one()
     except Exception as error:
         if "no such table" in str(error):
             return 0
@@ -47,7 +47,9 @@ def attempts_in(database_url: str) -> list[tuple[str, int]]:
     """How many items are in each state."""
     engine = db.connect(database_url)
     with db.reading(engine) as connection:
-        rows = connection.execute(select(Item.state, func.count()).group_by(Item.state).order_by(Item.state)).all()
+        rows = connection.execute(
+            select(ItemRow.state, func.count()).group_by(ItemRow.state).order_by(ItemRow.state)
+        ).all()
     engine.dispose()
     return [(state, count) for state, count in rows]
 

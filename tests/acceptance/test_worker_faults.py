@@ -17,8 +17,8 @@ from sqlalchemy import Engine, func, select
 
 from migrations.upgrade import upgrade
 from models import db
-from models.tables import Chunk, Item, Job, Score
-from qsit.states import ChunkState, ItemState, JobState, Risk
+from models.tables import ChunkRow, ItemRow, JobRow, ScoreRow
+from qsit.states import ChunkState, ItemState, JobState, Quarantine
 from tests.support.chaos import NULL_WORKER, SETTINGS, settled, twice, watch_for_twice
 from tests.support.null_worker import ENDLESS, FREEZING, SLOW
 from tests.support.paths import ROOT
@@ -61,25 +61,25 @@ class Stage:
 
     def jobs(self) -> list[str]:
         with db.reading(self.engine) as connection:
-            return list(connection.execute(select(Job.state).order_by(Job.id)).scalars())
+            return list(connection.execute(select(JobRow.state).order_by(JobRow.id)).scalars())
 
     def chunks(self, state: ChunkState) -> int:
-        return self.count(select(func.count()).select_from(Chunk).where(Chunk.state == state))
+        return self.count(select(func.count()).select_from(ChunkRow).where(ChunkRow.state == state))
 
     def count(self, query: "object") -> int:
         with db.reading(self.engine) as connection:
             return int(connection.execute(query).scalar() or 0)  # type: ignore[call-overload]
 
     def is_in_flight(self) -> bool:
-        return self.count(select(func.count()).where(Item.risk == Risk.IN_FLIGHT)) > 0
+        return self.count(select(func.count()).where(ItemRow.risk == Quarantine.IN_FLIGHT)) > 0
 
     def check_done_once(self, photos: int, jobs: int = 1) -> None:
         """Every job is finished, every photo of it scored, and no score or item was written twice."""
         assert self.jobs() == [JobState.FINISHED] * jobs
-        assert self.count(select(func.count()).select_from(Score)) == photos
-        scored = select(func.count()).select_from(Item).where(Item.state == ItemState.SCORED)
-        assert self.count(scored) == self.count(select(func.count()).select_from(Item)) == photos * jobs
-        assert self.count(select(func.sum(Chunk.scored))) == photos * jobs
+        assert self.count(select(func.count()).select_from(ScoreRow)) == photos
+        scored = select(func.count()).select_from(ItemRow).where(ItemRow.state == ItemState.SCORED)
+        assert self.count(scored) == self.count(select(func.count()).select_from(ItemRow)) == photos * jobs
+        assert self.count(select(func.sum(ChunkRow.scored))) == photos * jobs
         assert twice(self.engine) == []
 
 
@@ -139,19 +139,19 @@ def test_a_worker_that_slept_while_it_decoded_lays_that_to_no_photo(stage: Stage
             send(sleeper, signal.SIGCONT)
             done = settled(stage.engine)
             until(lambda done=done: settled(stage.engine) > done)
-        assert stage.count(select(func.count()).where(Item.state == ItemState.FAILED)) == 0
+        assert stage.count(select(func.count()).where(ItemRow.state == ItemState.FAILED)) == 0
 
 
 def test_a_listing_that_was_killed_half_way_is_taken_up_by_the_same_command(stage: Stage) -> None:
     make_photos(stage.photos, 12_000)
     command = (QSIT, "submit", str(stage.photos))
     with started(*command, database_url=stage.url, log=stage.log("submit"), **stage.variables) as lister:
-        until(lambda: stage.count(select(func.count()).select_from(Item)) > 0)
+        until(lambda: stage.count(select(func.count()).select_from(ItemRow)) > 0)
         lister.kill()
         lister.wait()
-    listed = stage.count(select(func.count()).select_from(Item))
+    listed = stage.count(select(func.count()).select_from(ItemRow))
     assert 0 < listed < 12_000
-    assert stage.count(select(func.count()).where(Job.listed_at.is_not(None))) == 0
+    assert stage.count(select(func.count()).where(JobRow.listed_at.is_not(None))) == 0
 
     with stage.worker("worker", NULL_BATCH_S="0"):
         stage.submit("--wait")
@@ -165,11 +165,13 @@ def test_two_jobs_over_the_same_photos_at_once_score_each_once(stage: Stage) -> 
         assert stage.jobs() == [JobState.ACTIVE] * 2
         until(lambda: stage.jobs() == [JobState.FINISHED] * 2)
 
-    assert stage.count(select(func.count()).select_from(Score)) == 200
+    assert stage.count(select(func.count()).select_from(ScoreRow)) == 200
     for job in (1, 2):
-        scored = stage.count(select(func.sum(Chunk.scored)).where(Chunk.job_id == job))
-        assert scored + stage.count(select(Job.skipped).where(Job.id == job)) == 200
-        assert stage.count(select(func.count()).where(Item.job_id == job, Item.state == ItemState.SCORED)) == scored
+        scored = stage.count(select(func.sum(ChunkRow.scored)).where(ChunkRow.job_id == job))
+        assert scored + stage.count(select(JobRow.skipped).where(JobRow.id == job)) == 200
+        assert (
+            stage.count(select(func.count()).where(ItemRow.job_id == job, ItemRow.state == ItemState.SCORED)) == scored
+        )
     assert [note for note in twice(stage.engine) if note.startswith("items")] == []
 
 
@@ -179,12 +181,12 @@ def test_a_message_that_comes_twice_is_worked_on_once(stage: Stage) -> None:
         until(lambda: stage.chunks(ChunkState.LEASED) > 0)
         app = Celery("tests", broker=stage.variables["QSIT_BROKER_URL"], task_compression="zlib")
         [queue] = re.findall(r"\.> (qsit\.\S+) +exchange", stage.log("one").read_text())
-        for chunk in range(1, stage.count(select(func.max(Chunk.id))) + 1):
+        for chunk in range(1, stage.count(select(func.max(ChunkRow.id))) + 1):
             for _ in range(2):
                 app.send_task(TASK, args=[chunk, []], queue=queue)
         app.close()
         until(lambda: stage.jobs() == [JobState.FINISHED])
-        chunks = stage.count(select(func.max(Chunk.id)))
+        chunks = stage.count(select(func.max(ChunkRow.id)))
         until(lambda: stage.turns("one") + stage.turns("two") >= 3 * chunks)
         stage.check_done_once(200)
 
@@ -225,7 +227,7 @@ def test_a_second_signal_to_the_parent_alone_ends_a_worker_at_once(stage: Stage,
 
     with stage.worker("next"):
         until(lambda: settled(stage.engine) > 0)
-        assert stage.count(select(func.count()).where(Item.risk.in_((Risk.SUSPECT, Risk.ALONE)))) == 0
+        assert stage.count(select(func.count()).where(ItemRow.risk.in_((Quarantine.SUSPECT, Quarantine.ALONE)))) == 0
 
 
 def test_sigterm_ends_a_worker_that_is_stuck_in_decoding(stage: Stage) -> None:
@@ -255,7 +257,7 @@ def test_a_killed_parent_leaves_no_process_behind_even_one_that_is_stuck(stage: 
 
     with stage.worker("next"):
         until(lambda: settled(stage.engine) > 0)
-        assert stage.count(select(func.count()).where(Item.losses > 0)) == 0
+        assert stage.count(select(func.count()).where(ItemRow.losses > 0)) == 0
 
 
 def test_a_photo_that_lets_no_thread_have_its_turn_costs_itself_alone(stage: Stage) -> None:
@@ -266,7 +268,10 @@ def test_a_photo_that_lets_no_thread_have_its_turn_costs_itself_alone(stage: Sta
 
     assert "199 scored, 1 failed" in done.stderr
     with db.reading(stage.engine) as connection:
-        assert connection.execute(select(Item.reason).where(Item.state == ItemState.FAILED)).scalar_one() == "crashed"
+        assert (
+            connection.execute(select(ItemRow.reason).where(ItemRow.state == ItemState.FAILED)).scalar_one()
+            == "crashed"
+        )
 
 
 def test_a_device_that_does_not_answer_is_given_up(stage: Stage) -> None:

@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models import db
-from models.claims import Lane, Scored
+from models.claims import QueueKey, Scored
 from models.ledger.jobs import JobSpec, open_job
 from models.ledger.leases import claim, record
 from models.ledger.listing import add_images, begin_listing
-from models.tables import Item
-from qsit.sources.filters import Found
+from models.tables import ItemRow
+from qsit.sources.filters import ListedPhoto
 from qsit.states import ItemState
 from tests.support.chaos import Plan, chaos, kills_of_every_kind, twice, watch_for_twice
 
@@ -33,10 +33,10 @@ def check(database_url: str, scratch: Path, plan: Plan) -> None:
 
 def test_what_is_written_twice_is_noticed(engine: Engine) -> None:
     watch_for_twice(engine)
-    lane = Lane("model", "revision")
+    lane = QueueKey("model", "revision")
     job = open_job(engine, JobSpec("key", None, lane.model, lane.revision, "procedure"))
     begin_listing(engine, job.id)
-    add_images(engine, job.id, [Found("file:///photo", "1")])
+    add_images(engine, job.id, [ListedPhoto("file:///photo", "1")])
     claimed = claim(engine, 1, lane, "host:1:1", 60)
     assert claimed is not None
     scored = Scored(claimed.items[0].image_id, 0.5, (0.0,) * 5, "float32")
@@ -44,7 +44,7 @@ def test_what_is_written_twice_is_noticed(engine: Engine) -> None:
     assert twice(engine) == []
 
     with db.writing(engine) as connection:
-        connection.execute(update(Item).values(state=ItemState.QUEUED))
+        connection.execute(update(ItemRow).values(state=ItemState.QUEUED))
     record(engine, claimed, [scored], 60)
 
     assert sorted(twice(engine)) == ["items of image 1", "scores of image 1"]

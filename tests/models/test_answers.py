@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, select, text
 
-from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Scored
+from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, Failed, Scored
 from models.db import reading
 from models.ledger import control, jobs, leases, listing, recording, scheduling
 from models.queries import results
+from models.queries.pagination import ResultFilter
 from models.queries.progress import count_answers, job_progress
-from models.queries.results import Wanted, find_results
-from models.tables import AnswerRow, Job, JobQuestion, QuestionRow
+from models.queries.results import find_results
+from models.tables import AnswerRow, JobQuestionRow, JobRow, QuestionRow
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
@@ -33,28 +34,30 @@ def to(question: Question) -> Answer:
     return Answer(question.choices[0], probabilities=(0.75, 0.25)) if question.choices else Answer("Good: sharp.")
 
 
-def result_of(claim: Claim, item: ClaimedItem, score: float, answer: Callable[[Question], Answer]) -> Scored | Known:
+def result_of(
+    claim: Claim, item: ClaimedItem, score: float, answer: Callable[[Question], Answer]
+) -> Scored | AlreadyScored:
     """What a worker does with a photo: it scores it unless that is done, and asks what is open."""
     known = None if claim.rescore else item.found.score
     value = score if known is None else known
     answers = {each: answer(claim.questions[each]) for each in claim.to_ask(value, item.found)}
     if known is None:
         return replace(good(item.image_id, value), answers=answers)
-    return Known(item.image_id, dtype="float32", answers=answers)
+    return AlreadyScored(item.image_id, dtype="float32", answers=answers)
 
 
 def work(
     engine: Engine, score: Callable[[str], float] = lambda _: 0.5, answer: Callable[[Question], Answer] = to
 ) -> tuple[int, int]:
     """Do all the work that there is; how many photos were scored, and how many answers given."""
-    done: list[Scored | Known] = []
-    while messages := scheduling.send(engine, LANE, ahead=4, lease_s=60):
+    done: list[Scored | AlreadyScored] = []
+    while messages := scheduling.stage_chunks(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
             claim = leases.claim(engine, message.chunk_id, LANE, HERE, 60)
             assert claim is not None
             batch = [result_of(claim, item, score(item.uri), answer) for item in claim.items]
             leases.record(engine, claim, batch, 60)
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
             done += batch
     return sum(isinstance(each, Scored) for each in done), sum(len(each.answers) for each in done)
 
@@ -79,7 +82,7 @@ def test_a_job_hands_its_questions_to_the_worker_in_their_order(engine: Engine) 
 
     assert list(claim.questions.values()) == [WHY, SHARP, short]
     assert (claim.job_id, claim.ask_below) == (job_id, 0.4)
-    assert [item.found for item in claim.items] == [Findings()] * 2
+    assert [item.found for item in claim.items] == [ExistingResults()] * 2
 
 
 def test_questions_with_the_same_answer_are_one_under_the_name_it_was_asked_by_last(engine: Engine) -> None:
@@ -97,7 +100,7 @@ def test_a_question_too_long_for_an_index_is_refused_and_leaves_no_job(engine: E
         jobs.open_job(engine, replace(ASKING, questions=(replace(WHY, text="问" * 1000),)))
 
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(JobRow)).scalar() == 0
 
 
 def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
@@ -107,8 +110,8 @@ def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
     listing.drop_empty(engine, job.id)
 
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
-        assert connection.execute(select(func.count()).select_from(JobQuestion)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(JobRow)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(JobQuestionRow)).scalar() == 0
 
 
 def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
@@ -117,7 +120,7 @@ def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
     assert work(engine) == (3, 6)
 
     assert job_progress(engine, job_id).state is JobState.FINISHED
-    (first, *_) = find_results(engine, Wanted(sort="uri", answers=True))
+    (first, *_) = find_results(engine, ResultFilter(sort="uri", answers=True))
     assert [(each.name, each.question, each.choices, each.answer, each.dtype, each.job) for each in first.answers] == [
         ("overall", WHY.text, (), to(WHY), "float32", job_id),
         ("sharpness", SHARP.text, LEVELS, to(SHARP), "float32", job_id),
@@ -131,12 +134,12 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
 
     second = listed(engine, photos(6), ASKING)
     assert job_progress(engine, second).queued == 6
-    assert [item.found for item in claimed(engine).items] == [Findings(0.5)] * 5 + [Findings()]
+    assert [item.found for item in claimed(engine).items] == [ExistingResults(0.5)] * 5 + [ExistingResults()]
     expire(engine)
 
     assert work(engine) == (1, 12)
     assert job_progress(engine, second).state is JobState.FINISHED
-    scored_by = {result.job for result in find_results(engine, Wanted(most=1.0))}
+    scored_by = {result.job for result in find_results(engine, ResultFilter(max_score=1.0))}
     assert scored_by == {1, second}
 
 
@@ -210,10 +213,10 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
     third = listed(engine, photos(10), replace(ASKING, key="third", ask_below=0.3))
     first = claimed(engine)
     leases.record(engine, first, [good(item.image_id, by_number(item.uri)) for item in first.items], 60)
-    leases.hand_back(engine, first)
+    leases.release(engine, first)
     second = claimed(engine)
     leases.record(engine, second, [result_of(second, item, 0.0, to) for item in second.items], 60)
-    leases.hand_back(engine, second)
+    leases.release(engine, second)
 
     claim = claimed(engine)
 
@@ -245,7 +248,7 @@ def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
     assert job_progress(engine, second).queued == 2
     assert work(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
 
-    (result, _) = find_results(engine, Wanted(answers=True))
+    (result, _) = find_results(engine, ResultFilter(answers=True))
     assert [(each.answer, each.job) for each in result.answers] == [
         (Answer("Bad.", cut=True), second), (to(SHARP), first),
     ]  # fmt: skip
@@ -270,7 +273,7 @@ def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
     assert job_progress(engine, second).queued == 1
     assert work(engine, answer=lambda _: Answer("new")) == (1, 2)
     assert [answer for _, _, answer in answers_in(engine)] == ["old"] * 4 + ["new"] * 2
-    every = find_results(engine, Wanted(all_versions=True, sort="uri", answers=True))
+    every = find_results(engine, ResultFilter(all_versions=True, sort="uri", answers=True))
     assert [each.answers[0].answer.text for each in every] == ["old"] * 3 + ["new"]
 
 
@@ -289,7 +292,7 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer(TEXTS[question.name]))
 
-    (result,) = find_results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, ResultFilter(answers=True))
     assert {each.name: each.answer.text for each in result.answers} == TEXTS
     assert [(each, question, TEXTS[question]) for each, question, _ in answers_in(engine)] == answers_in(engine)
 
@@ -300,7 +303,7 @@ def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
 
     work(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
 
-    (result,) = find_results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, ResultFilter(answers=True))
     assert [each.answer for each in result.answers] == [Answer("nul \\0, half \\ud83c", cut=True)] * 2
     assert (result.answers[0].name, result.answers[0].question) == ("odd\\0", "is this odd: \\0 \\udcff?")
     assert result.answers[0].choices == ("a\\0", "问")
@@ -312,7 +315,7 @@ def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
 
     work(engine, answer=lambda _: Answer("low", probabilities=probabilities))
 
-    (result,) = find_results(engine, Wanted(answers=True))
+    (result,) = find_results(engine, ResultFilter(answers=True))
     assert result.answers[0].answer == Answer("low", probabilities=probabilities)
 
 
@@ -327,7 +330,7 @@ def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
     for version in (None, "v1"):
         for result in (
             replace(good(first.image_id), answers=answers, version=version),
-            Known(second.image_id, version, "float32", answers),
+            AlreadyScored(second.image_id, version, "float32", answers),
         ):
             with pytest.raises(LeaseLost):
                 leases.record(engine, late, [result], 60)
@@ -357,20 +360,20 @@ def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
     claim = claimed(engine)
     first, second = claim.items
     answers = {each: to(question) for each, question in claim.questions.items()}
-    found = recording.findings(engine, first.uri, "v1", claim)
-    assert (found, claim.is_settled(found)) == (Findings(0.5), False)
-    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
+    found = recording.existing_results(engine, first.uri, "v1", claim)
+    assert (found, claim.is_settled(found)) == (ExistingResults(0.5), False)
+    assert recording.existing_results(engine, second.uri, "v1", claim) == ExistingResults()
 
     batch = [
-        Known(first.image_id, "v1", "float16", answers),
+        AlreadyScored(first.image_id, "v1", "float16", answers),
         replace(good(second.image_id), version="v2", answers=answers),
     ]
     leases.record(engine, claim, batch, 60)
 
-    assert recording.findings(engine, first.uri, "v1", claim) == Findings(0.5, frozenset(answers))
-    assert recording.findings(engine, second.uri, "v2", claim) == Findings(0.5, frozenset(answers))
-    assert claim.is_settled(recording.findings(engine, second.uri, "v2", claim))
-    shown = list(find_results(engine, Wanted(sort="uri", answers=True)))
+    assert recording.existing_results(engine, first.uri, "v1", claim) == ExistingResults(0.5, frozenset(answers))
+    assert recording.existing_results(engine, second.uri, "v2", claim) == ExistingResults(0.5, frozenset(answers))
+    assert claim.is_settled(recording.existing_results(engine, second.uri, "v2", claim))
+    shown = list(find_results(engine, ResultFilter(sort="uri", answers=True)))
     assert [(each.version, {given.dtype for given in each.answers}, len(each.answers)) for each in shown] == [
         ("v1", {"float16"}, 2),
         ("v2", {"float32"}, 2),
@@ -420,12 +423,12 @@ def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, mo
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
 
-    rows = list(find_results(engine, Wanted(sort="-score", answers=True)))
+    rows = list(find_results(engine, ResultFilter(sort="-score", answers=True)))
 
     assert [len(row.answers) for row in rows] == [2] * 30
     assert sum("FROM answers" in statement for statement in asked) == 5
     del asked[:]
-    assert [row.answers for row in find_results(engine, Wanted(sort="-score"))] == [()] * 30
+    assert [row.answers for row in find_results(engine, ResultFilter(sort="-score"))] == [()] * 30
     assert not [statement for statement in asked if "answers" in statement]
 
 
@@ -436,7 +439,7 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
     work(engine, by_number)
 
     def found(**about: Any) -> list[results.Result]:
-        return list(find_results(engine, Wanted(sort="uri", **about)))
+        return list(find_results(engine, ResultFilter(sort="uri", **about)))
 
     assert [row.uri for row in found(job=second)] == [photo.uri for photo in photos(30)[20:]]
     both = found(job=second, answers=True)
@@ -449,16 +452,16 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
 def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
     job_id = listed(engine, photos(2), ASKING)
     other = listed(engine, photos(2), replace(ASKING, procedure="other", questions=(NOISE, SHARP)))
-    assert results.question_names(engine, Wanted()) == []
+    assert results.question_names(engine, ResultFilter()) == []
 
     work(engine)
 
     listed(engine, photos(2), replace(ASKING, key="open", questions=(Question("open", "Open?"),)))
-    assert results.question_names(engine, Wanted()) == ["overall", "sharpness", "noise"]
-    assert results.question_names(engine, Wanted(job=job_id)) == ["overall", "sharpness"]
-    assert results.question_names(engine, Wanted(job=other)) == ["sharpness", "noise"]
-    assert results.question_names(engine, Wanted(model="demo")) == ["overall", "sharpness", "noise"]
-    assert results.question_names(engine, Wanted(model="other")) == []
+    assert results.question_names(engine, ResultFilter()) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, ResultFilter(job=job_id)) == ["overall", "sharpness"]
+    assert results.question_names(engine, ResultFilter(job=other)) == ["sharpness", "noise"]
+    assert results.question_names(engine, ResultFilter(model="demo")) == ["overall", "sharpness", "noise"]
+    assert results.question_names(engine, ResultFilter(model="other")) == []
 
 
 def test_without_questions_nothing_is_asked_of_the_answers(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from models.ledger import control, jobs, leases, listing, scheduling
 from models.ledger.jobs import JobSpec
 from models.queries.failures import list_failures
 from models.queries.progress import job_progress, measure_pace, silent_workers
-from models.tables import Item, Job, Score
+from models.tables import ItemRow, JobRow, ScoreRow
 from qsit.errors import JobCancelled, UsageError
 from qsit.states import ItemState, JobState, Reason
 from tests.models.test_jobs import LANE, SPEC, listed, photos
@@ -30,27 +30,27 @@ def finished_with_failures(engine: Engine, spec: JobSpec = SPEC) -> tuple[int, l
     ids = [item.image_id for item in claim.items]
     results = [good(ids[0]), bad(ids[1]), good(ids[2]), bad(ids[3], Reason.MISSING)]
     leases.record(engine, claim, results, 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     assert job_progress(engine, job_id).state == JobState.FINISHED
     return job_id, ids
 
 
 def states(engine: Engine, job_id: int) -> dict[str, int]:
     with reading(engine) as connection:
-        query = select(Item.state, func.count()).where(Item.job_id == job_id).group_by(Item.state)
+        query = select(ItemRow.state, func.count()).where(ItemRow.job_id == job_id).group_by(ItemRow.state)
         return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def test_a_paused_job_is_neither_sent_nor_claimed_until_it_is_resumed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
     control.pause(engine, job_id)
     assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
 
     control.resume(engine, job_id)
-    (again,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (again,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
     assert again.chunk_id == message.chunk_id
 
 
@@ -66,8 +66,8 @@ def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, s
 
     assert not leases.record(engine, claim, [good(second)], 60), "the batch in hand is kept, and is the last"
     with writing(engine) as connection:
-        assert not leases.extend(connection, claim, 60)
-    leases.hand_back(engine, claim)
+        assert not leases.renew(connection, claim, 60)
+    leases.release(engine, claim)
     progress = job_progress(engine, job_id)
     assert (progress.scored, progress.running) == (2, 0)
     assert progress.queued + progress.cancelled == 1
@@ -76,29 +76,29 @@ def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, s
 def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
     job_id = listed(engine, photos(20))  # two chunks
     claim = claimed(engine)
-    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
 
     control.cancel(engine, job_id)
     control.cancel(engine, job_id)  # twice is no harm
     assert job_progress(engine, job_id).cancelled == 4, "what no worker holds, at once"
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     progress = job_progress(engine, job_id)
     assert (progress.state, progress.cancelled, progress.left) == (JobState.CANCELLED, 20, 0)
     assert states(engine, job_id) == {ItemState.CANCELLED: 20}
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
     with reading(engine) as connection:
-        assert connection.execute(select(Job.finished_at).where(Job.id == job_id)).scalar() is not None
+        assert connection.execute(select(JobRow.finished_at).where(JobRow.id == job_id)).scalar() is not None
 
 
 def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
-    leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+    leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
     control.cancel(engine, job_id)
     expire(engine)
 
-    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
     assert states(engine, job_id) == {ItemState.CANCELLED: 3}
 
@@ -106,7 +106,7 @@ def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine)
 def test_what_was_handed_back_just_when_it_was_cancelled_is_settled_by_the_timer(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     with writing(engine) as connection:
-        connection.execute(update(Job).values(state=JobState.CANCELLED))
+        connection.execute(update(JobRow).values(state=JobState.CANCELLED))
 
     control.settle_cancelled(engine)
 
@@ -137,7 +137,7 @@ def test_failed_photos_are_tried_again_and_the_job_goes_on(engine: Engine) -> No
     claim = claimed(engine)
     assert [item.image_id for item in claim.items] == [ids[1], ids[3]]
     leases.record(engine, claim, [good(ids[1]), bad(ids[3])], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     progress = job_progress(engine, job_id)
     assert (progress.state, progress.failed, progress.scored) == (JobState.FINISHED, 1, 3)
     (failure,) = list_failures(engine, job_id)
@@ -163,7 +163,7 @@ def test_failed_photos_of_a_chunk_in_work_are_tried_after_it(engine: Engine) -> 
     assert control.retry(engine, job_id) == 1
 
     leases.record(engine, claim, [good(item.image_id) for item in claim.items[1:]], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     assert [item.image_id for item in claimed(engine).items] == [first]
 
 
@@ -201,7 +201,7 @@ def test_a_cancelled_job_is_neither_resumed_nor_retried(engine: Engine) -> None:
 def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: Engine) -> None:
     old, _ = finished_with_failures(engine)
     with writing(engine) as connection:
-        connection.execute(update(Job).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
+        connection.execute(update(JobRow).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
     recent, _ = finished_with_failures(engine, replace(SPEC, key="again", rescore=True))
     before = job_progress(engine, old), list(list_failures(engine, old))
 
@@ -211,7 +211,7 @@ def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: E
     assert states(engine, old) == {ItemState.FAILED: 2}
     assert states(engine, recent) == {ItemState.SCORED: 2, ItemState.FAILED: 2}
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 2
+        assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 2
     assert control.prune(engine, timedelta(days=30)) == 0
     assert control.retry(engine, old) == 2, "and what is left of it can be tried again"
 
@@ -222,7 +222,7 @@ def test_the_pace_is_that_of_the_job(engine: Engine) -> None:
     assert measure_pace(engine, job_id) is None
     leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
     with writing(engine) as connection:
-        connection.execute(update(Score).values(scored_at=datetime.now(UTC) - timedelta(seconds=20)))
+        connection.execute(update(ScoreRow).values(scored_at=datetime.now(UTC) - timedelta(seconds=20)))
 
     assert measure_pace(engine, job_id) == pytest.approx(0.2, rel=0.2)
     other = listed(engine, photos(4, "file:///q/"), replace(SPEC, key="b"))
@@ -237,7 +237,7 @@ def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> N
 
     assert (silence.owner, silence.chunks, silence.quiet_s) == (HERE, 1, None)
     assert 0 < silence.left_s <= 60
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     assert silent_workers(engine, job_id, longer_than_s=30) == []
 
 
@@ -246,7 +246,7 @@ def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it
     claim = claimed(engine)
     control.pause(engine, job_id)
     leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     control.resume(engine, job_id)
 

@@ -8,21 +8,21 @@ import pytest
 from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.pool import QueuePool
 
-from models.claims import Failed, Lane, Scored
+from models.claims import Failed, QueueKey, Scored
 from models.db import reading, writing
 from models.dialects import now_s
 from models.ledger import ingest, jobs, leases, listing, scheduling
 from models.ledger.jobs import JobSpec
-from models.queries import results
+from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
-from models.tables import Chunk, Image, Item, Job
+from models.tables import ChunkRow, ImageRow, ItemRow, JobRow
 from qsit import process_id
 from qsit.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
 
 SPEC = JobSpec(key="k", name=None, model="demo", revision="r1", procedure="rating-1/upright-1")
-LANE = Lane("demo", "r1")
+LANE = QueueKey("demo", "r1")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
     return job.id
 
 
-def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT) -> int:
+def score_all(
+    engine: Engine, lane: QueueKey = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT
+) -> int:
     """Do all the work that a lane has; the number of items."""
     number = 0
-    while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
+    while messages := scheduling.stage_chunks(engine, lane, ahead=4, lease_s=60):
         for message in messages:
             claim = leases.claim(engine, message.chunk_id, lane, process_id.identity(), 60)
             assert claim is not None
@@ -57,7 +59,7 @@ def score_all(engine: Engine, lane: Lane = LANE, failing: tuple[str, ...] = (), 
                 for item in claim.items
             ]
             leases.record(engine, claim, results, 60)
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
             number += len(results)
     return number
 
@@ -66,7 +68,9 @@ def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
     job_id = listed(engine, photos(3000))
 
     with reading(engine) as connection:
-        sizes = list(connection.execute(select(Chunk.size).where(Chunk.job_id == job_id).order_by(Chunk.id)).scalars())
+        sizes = list(
+            connection.execute(select(ChunkRow.size).where(ChunkRow.job_id == job_id).order_by(ChunkRow.id)).scalars()
+        )
     assert sum(sizes) == 3000
     assert sizes[0] == ingest.SMALLEST_CHUNK
     assert max(sizes) <= ingest.CHUNK_SIZE
@@ -144,9 +148,9 @@ def test_a_changed_photo_is_scored_again_and_both_scores_stay(engine: Engine) ->
 
     assert job_progress(engine, second).queued == 1
     score_all(engine)
-    current = list(find_results(engine, results.Wanted()))
+    current = list(find_results(engine, ResultFilter()))
     assert sorted(result.version for result in current) == ["1", "1", "2"]
-    assert len(list(find_results(engine, results.Wanted(all_versions=True)))) == 4
+    assert len(list(find_results(engine, ResultFilter(all_versions=True)))) == 4
 
 
 def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
@@ -158,9 +162,9 @@ def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
     third = listed(engine, photos(1), replace(SPEC, key="3"))
 
     assert job_progress(engine, third).skipped == 1
-    assert [result.version for result in find_results(engine, results.Wanted())] == ["1"]
+    assert [result.version for result in find_results(engine, ResultFilter())] == ["1"]
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Image).where(Image.current)).scalar() == 1
+        assert connection.execute(select(func.count()).select_from(ImageRow).where(ImageRow.current)).scalar() == 1
 
 
 @pytest.mark.parametrize(("reason", "skipped"), [(Reason.CORRUPT, 1), (Reason.MISSING, 0), (Reason.UNREADABLE, 0)])
@@ -200,7 +204,7 @@ def test_a_photo_named_twice_is_one_item(engine: Engine) -> None:
 def test_only_one_process_lists_a_job(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
     with writing(engine) as connection:
-        connection.execute(update(Job).values(lister="elsewhere:1:0.0", lister_until=now_s() + 60))
+        connection.execute(update(JobRow).values(lister="elsewhere:1:0.0", lister_until=now_s() + 60))
 
     assert not listing.begin_listing(engine, job.id)
     with pytest.raises(LeaseLost):
@@ -211,7 +215,7 @@ def test_a_lister_that_died_here_is_replaced_at_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
     host = process_id.identity().split(":")[0]
     with writing(engine) as connection:
-        connection.execute(update(Job).values(lister=f"{host}:999999999:0.00", lister_until=now_s() + 60))
+        connection.execute(update(JobRow).values(lister=f"{host}:999999999:0.00", lister_until=now_s() + 60))
 
     assert listing.begin_listing(engine, job.id)
 
@@ -258,8 +262,8 @@ def test_an_empty_job_leaves_no_trace(engine: Engine) -> None:
     listing.drop_empty(engine, job.id)
 
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 0
-        assert connection.execute(select(func.count()).select_from(Item)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(JobRow)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(ItemRow)).scalar() == 0
 
 
 def bare(count: int) -> list[Photo]:
@@ -275,10 +279,10 @@ def test_an_image_of_unknown_version_is_scored_but_never_current(engine: Engine)
     progress = job_progress(engine, second)
     assert (progress.queued, progress.skipped) == (3, 0)
     with reading(engine) as connection:
-        current = connection.execute(select(Image.uri, Image.version).where(Image.current)).all()
+        current = connection.execute(select(ImageRow.uri, ImageRow.version).where(ImageRow.current)).all()
         assert current == [(photo.uri, photo.version) for photo in photos(2, "s3://b/")]
-        assert connection.execute(select(func.count()).where(Image.version == UNKNOWN_VERSION)).scalar() == 3
-    assert [row.version for row in find_results(engine, results.Wanted(all_versions=True))] == ["1", "1"]
+        assert connection.execute(select(func.count()).where(ImageRow.version == UNKNOWN_VERSION)).scalar() == 3
+    assert [row.version for row in find_results(engine, ResultFilter(all_versions=True))] == ["1", "1"]
 
 
 def test_an_image_of_unknown_version_is_in_a_job_once(engine: Engine) -> None:
@@ -305,7 +309,7 @@ def test_a_known_version_wins_over_an_unknown_one(engine: Engine, found: list[Ph
     listed(engine, found)
 
     with reading(engine) as connection:
-        assert connection.execute(select(Image.version, Image.current)).all() == [("1", True)]
+        assert connection.execute(select(ImageRow.version, ImageRow.current)).all() == [("1", True)]
 
 
 def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine) -> None:
@@ -313,10 +317,10 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
 
     listed(engine, [Photo(uri) for uri in odd])
 
-    (message,) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
     assert message.uris == odd
     with reading(engine) as connection:
-        assert list(connection.execute(select(Image.uri).order_by(Image.id)).scalars()) == odd
+        assert list(connection.execute(select(ImageRow.uri).order_by(ImageRow.id)).scalars()) == odd
 
 
 def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:

@@ -12,15 +12,15 @@ from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
 from models import db
-from models.claims import Claim, Failed, Findings, Known, Lane, Scored
+from models.claims import AlreadyScored, Claim, ExistingResults, Failed, QueueKey, Scored
 from models.db import reading, writing
 from models.dialects import now_s
 from models.ledger import conditions, jobs, leases, recording, rescue, scheduling, workers
-from models.queries import results
 from models.queries.failures import count_failures, list_failures
+from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
-from models.tables import Chunk, Image, Item, Job, Score, Worker
+from models.tables import ChunkRow, ImageRow, ItemRow, JobRow, ScoreRow, WorkerRow
 from qsit import process_id
 from qsit.errors import LeaseLost
 from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
@@ -32,7 +32,7 @@ DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
 
 def claimed(engine: Engine, owner: str = HERE) -> Claim:
     """The first chunk of what waits, sent and claimed."""
-    (message,) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
     claim = leases.claim(engine, message.chunk_id, LANE, owner, 60)
     assert claim is not None
     return claim
@@ -44,30 +44,30 @@ def good(image_id: int, score: float = 0.5) -> Scored:
 
 def expire(engine: Engine) -> None:
     with writing(engine) as connection:
-        connection.execute(update(Chunk).values(until=now_s() - 1))
+        connection.execute(update(ChunkRow).values(until=now_s() - 1))
 
 
 def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
     listed(engine, photos(3))
 
-    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
     assert message.uris == [photo.uri for photo in photos(3)]
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
     listed(engine, photos(500))
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 2
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 2
 
     for number in range(3):
-        worker = Worker(
+        worker = WorkerRow(
             owner=f"far:{number}:1.00", broker="", model="demo", revision="r1", device="cpu", dtype="float32",
             state="ready",
         )  # fmt: skip
-        workers.announce(engine, worker)
+        workers.register(engine, worker)
 
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 4
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 4
 
 
 def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
@@ -87,7 +87,7 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
     early = listed(engine, photos(64), replace(SPEC, key="a"))
     late = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
     with writing(engine) as connection:
-        connection.execute(update(Job).where(Job.id == early).values(served_at=now_s() + 3600))
+        connection.execute(update(JobRow).where(JobRow.id == early).values(served_at=now_s() + 3600))
 
     assert [claimed(engine).job_id for _ in range(4)] == [late, early, late, early]
 
@@ -95,9 +95,9 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
 def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
-    private = Lane("demo", "r1", HERE, job_id)
-    (message,) = scheduling.send(engine, private, ahead=2, lease_s=60)
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    private = QueueKey("demo", "r1", HERE, job_id)
+    (message,) = scheduling.stage_chunks(engine, private, ahead=2, lease_s=60)
     assert leases.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
     assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
     assert leases.claim(engine, message.chunk_id, private, HERE, 60) is not None
@@ -113,17 +113,17 @@ def test_a_chunk_is_claimed_once(engine: Engine) -> None:
 
 def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
-    assert leases.claim(engine, message.chunk_id, Lane("demo", "r2"), HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, QueueKey("demo", "r2"), HERE, 60) is None
     assert leases.claim(engine, 12345, LANE, HERE, 60) is None
 
 
 def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
     with writing(engine) as connection:
-        connection.execute(update(Job).where(Job.id == job_id).values(state=JobState.CANCELLED))
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(state=JobState.CANCELLED))
 
     assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
 
@@ -136,12 +136,12 @@ def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) 
     leases.record(engine, claim, [good(first, 0.25), Failed(second, Reason.CORRUPT, "broken")], 60)
     assert job_progress(engine, job_id).running == 1
     leases.record(engine, claim, [good(third)], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 1, JobState.FINISHED)
     assert count_failures(engine, job_id) == {Reason.CORRUPT: 1}
-    result = next(find_results(engine, results.Wanted()))
+    result = next(find_results(engine, ResultFilter()))
     assert (result.score, result.logits, result.job) == (0.25, (0.0, 1.0, 2.0, 3.0, 4.0), job_id)
     (failure,) = list_failures(engine, job_id)
     assert (failure.uri, failure.reason, failure.message) == (photos(3)[1].uri, Reason.CORRUPT, "broken")
@@ -158,16 +158,16 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
     progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.running) == (1, 0, 1)
     with reading(engine) as connection:
-        assert connection.execute(select(Item.reason).where(Item.image_id == first)).scalar() is None
+        assert connection.execute(select(ItemRow.reason).where(ItemRow.image_id == first)).scalar() is None
 
 
 def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
-    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
     leases.record(engine, claim, [good(claim.items[0].image_id)], 60)
 
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     again = claimed(engine)
     assert [item.uri for item in again.items] == [photo.uri for photo in photos(3)[1:]]
@@ -178,18 +178,18 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
 
-    leases.hand_back(engine, claim, delay_s=60)
+    leases.release(engine, claim, delay_s=60)
 
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
     assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
     expire(engine)
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
     listed(engine, photos(3))
     late = claimed(engine, owner="far:1:1.00")
-    leases.start(engine, late, [late.items[1].image_id])
+    leases.mark_in_flight(engine, late, [late.items[1].image_id])
     expire(engine)
 
     claim = leases.claim(engine, late.chunk_id, LANE, HERE, 60)
@@ -208,15 +208,15 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
     with pytest.raises(LeaseLost):
         leases.record(engine, late, [good(image_id)], 60)
     with pytest.raises(LeaseLost):
-        leases.start(engine, late, [image_id])
+        leases.mark_in_flight(engine, late, [image_id])
     with writing(engine) as connection:
-        assert not leases.extend(connection, late, 60)
-        assert leases.extend(connection, owner, 60)
-    leases.hand_back(engine, late)
+        assert not leases.renew(connection, late, 60)
+        assert leases.renew(connection, owner, 60)
+    leases.release(engine, late)
 
     assert job_progress(engine, job_id).running == 3
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 0
+        assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 0
 
 
 def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
@@ -225,47 +225,47 @@ def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
     expire(engine)
 
     with writing(engine) as connection:
-        assert leases.extend(connection, claim, 60)
+        assert leases.renew(connection, claim, 60)
 
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
 
 
 def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
     expire(engine)
 
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
     with writing(engine) as connection:
-        connection.execute(update(Chunk).values(until=now_s() + 7200))
+        connection.execute(update(ChunkRow).values(until=now_s() + 7200))
 
-    assert scheduling.send(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
 
     with reading(engine) as connection:
-        assert connection.execute(select(Chunk.until - now_s())).scalar_one() <= 60
+        assert connection.execute(select(ChunkRow.until - now_s())).scalar_one() <= 60
     with writing(engine) as connection:
-        assert leases.extend(connection, claim, 60), "and takes none away"
+        assert leases.renew(connection, claim, 60), "and takes none away"
 
 
 def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
     listed(engine, photos(3))
-    leases.hand_back(engine, claimed(engine), delay_s=7200)
+    leases.release(engine, claimed(engine), delay_s=7200)
 
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
-    scheduling.unsend(engine, [message.chunk_id])
+    scheduling.unstage(engine, [message.chunk_id])
 
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
@@ -276,23 +276,23 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
 
     assert rescue.requeue_of_dead(engine) == 1
 
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
 
 
 def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     listed(engine, photos(40))
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=600)) == 2
 
     assert rescue.recover(engine) == 2
 
-    assert scheduling.lanes(engine) == [LANE]
-    assert len(scheduling.send(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert scheduling.queues_with_work(engine) == [LANE]
+    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=600)) == 2
 
 
 def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine, owner=DEAD)
-    leases.start(engine, claim, [claim.items[0].image_id])
+    leases.mark_in_flight(engine, claim, [claim.items[0].image_id])
 
     rescue.requeue_of_dead(engine)
 
@@ -303,14 +303,14 @@ def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, owner=DEAD)
     bad = claim.items[0].image_id
-    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
     rescue.requeue_of_dead(engine)
 
     for losses in range(3):
         assert job_progress(engine, job_id).failed == 0, losses
         claim = claimed(engine, owner=DEAD)
         assert bad in [item.image_id for item in claim.items]
-        leases.start(engine, claim, [bad], alone=True)
+        leases.mark_in_flight(engine, claim, [bad], alone=True)
         rescue.requeue_of_dead(engine)
 
     assert count_failures(engine, job_id) == {Reason.CRASHED: 1}
@@ -322,7 +322,7 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
 
     for _ in range(6):
         claim = claimed(engine, owner=DEAD)
-        leases.start(engine, claim, [item.image_id for item in claim.items])
+        leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
         rescue.requeue_of_dead(engine)
 
     assert job_progress(engine, job_id).failed == 0
@@ -334,7 +334,7 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
     job_id = listed(engine, photos(1))
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
-        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+        leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
         rescue.requeue_of_dead(engine)
 
     jobs.finish_done_jobs(engine)
@@ -345,13 +345,13 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
 def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, owner=DEAD)
-    leases.start(engine, claim, [item.image_id for item in claim.items])
+    leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
     rescue.requeue_of_dead(engine)
 
     for _ in range(3):
         claim = claimed(engine, owner=DEAD)
         for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
-            leases.start(engine, claim, [item.image_id], alone=True)
+            leases.mark_in_flight(engine, claim, [item.image_id], alone=True)
         rescue.requeue_of_dead(engine)
 
     (failure,) = list_failures(engine, job_id)
@@ -365,7 +365,7 @@ def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: E
     claim = claimed(engine)
     assert claim.job_id == first
     leases.record(engine, claim, [good(item.image_id) for item in claim.items], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     claim = claimed(engine)
 
@@ -381,7 +381,7 @@ def test_rescoring_overwrites(engine: Engine) -> None:
     claim = claimed(engine)
     leases.record(engine, claim, [good(claim.items[0].image_id, 0.75)], 60)
 
-    (result,) = find_results(engine, results.Wanted())
+    (result,) = find_results(engine, ResultFilter())
     assert (result.score, result.job) == (0.75, second)
 
 
@@ -390,24 +390,24 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
     score_all(engine)
     expire(engine)
 
-    scheduling.send(engine, LANE, ahead=2, lease_s=60)
+    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
 
     with reading(engine) as connection:
-        assert connection.execute(select(Chunk.state)).scalar() == ChunkState.DONE
+        assert connection.execute(select(ChunkRow.state)).scalar() == ChunkState.DONE
 
 
 def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
-    workers.announce(
+    workers.register(
         engine,
-        Worker(owner=DEAD, broker="", model="demo", revision="r1", device="cpu", dtype="float32", state="stopped"),
+        WorkerRow(owner=DEAD, broker="", model="demo", revision="r1", device="cpu", dtype="float32", state="stopped"),
     )
 
     for _ in range(4):
         claim = claimed(engine, owner=DEAD)
         assert not claim.items[1].suspect
-        leases.start(engine, claim, [claim.items[0].image_id], alone=True)
-        leases.start(engine, claim, [claim.items[1].image_id])
+        leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
+        leases.mark_in_flight(engine, claim, [claim.items[1].image_id])
         assert rescue.requeue_of_dead(engine) == 1
 
     assert job_progress(engine, job_id).failed == 0
@@ -421,18 +421,20 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
 
     scored = replace(good(first.image_id), version="v1")
     leases.record(engine, claim, [scored, Failed(third.image_id, Reason.CORRUPT, "broken")], 60)
-    assert recording.findings(engine, first.uri, "v1", claim) == Findings(scored.score)
-    assert recording.findings(engine, first.uri, "v2", claim) == Findings()
-    assert recording.findings(engine, second.uri, "v1", claim) == Findings()
-    leases.record(engine, claim, [Known(second.image_id, "v2")], 60)
-    leases.hand_back(engine, claim)
+    assert recording.existing_results(engine, first.uri, "v1", claim) == ExistingResults(scored.score)
+    assert recording.existing_results(engine, first.uri, "v2", claim) == ExistingResults()
+    assert recording.existing_results(engine, second.uri, "v1", claim) == ExistingResults()
+    leases.record(engine, claim, [AlreadyScored(second.image_id, "v2")], 60)
+    leases.release(engine, claim)
 
     progress = job_progress(engine, job_id)
     assert (progress.state, progress.scored, progress.failed) == (JobState.FINISHED, 2, 1)
-    [result] = find_results(engine, results.Wanted())
+    [result] = find_results(engine, ResultFilter())
     assert (result.uri, result.version, result.job) == (first.uri, "v1", job_id)
     with reading(engine) as connection:
-        rows = connection.execute(select(Image.uri, Image.version).where(Image.current).order_by(Image.uri)).all()
+        rows = connection.execute(
+            select(ImageRow.uri, ImageRow.version).where(ImageRow.current).order_by(ImageRow.uri)
+        ).all()
     assert rows == [(first.uri, "v1"), (second.uri, "v2")]
 
 
@@ -440,14 +442,14 @@ def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Eng
     listed(engine, photos(1, version="v1"))
     claim = claimed(engine)
     leases.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     listed(engine, photos(1, version=UNKNOWN_VERSION), replace(SPEC, key="again"))
     claim = claimed(engine)
     leases.record(engine, claim, [replace(good(claim.items[0].image_id, 0.9), version="v2")], 60)
 
-    assert [(one.version, one.score) for one in find_results(engine, results.Wanted())] == [("v2", 0.9)]
-    both = find_results(engine, results.Wanted(all_versions=True))
+    assert [(one.version, one.score) for one in find_results(engine, ResultFilter())] == [("v2", 0.9)]
+    both = find_results(engine, ResultFilter(all_versions=True))
     assert [one.version for one in both] == ["v1", "v2"]
 
 
@@ -458,7 +460,7 @@ def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -
 
     failed = [Failed(image_id, Reason.CORRUPT, f"broken {image_id}\0") for image_id in ids[:4]]
     leases.record(engine, claim, [*failed, *map(good, ids[4:])], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
 
     progress = job_progress(engine, job_id)
     assert (progress.scored, progress.failed, progress.state) == (2, 4, JobState.FINISHED)
@@ -484,10 +486,10 @@ def whole_turn(engine: Engine) -> int:
     """A chunk's way through a worker, every second photo a failure; its number of items."""
     claim = claimed(engine)
     ids = [item.image_id for item in claim.items]
-    leases.start(engine, claim, ids)
+    leases.mark_in_flight(engine, claim, ids)
     failed = [Failed(image_id, Reason.CORRUPT, "broken") for image_id in ids[::2]]
     leases.record(engine, claim, [*failed, *map(good, ids[1::2])], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     return len(ids)
 
 
@@ -497,7 +499,7 @@ def test_a_chunk_of_many_items_takes_the_same_statements_as_one_of_few(engine: E
         assert whole_turn(engine) == 4
     listed(engine, photos(500, "file:///q/"), replace(SPEC, key="q"))
     with writing(engine) as connection:  # its later chunks are larger
-        connection.execute(update(Chunk).where(Chunk.size < 32).values(state=ChunkState.DONE))
+        connection.execute(update(ChunkRow).where(ChunkRow.size < 32).values(state=ChunkState.DONE))
 
     with noting(engine) as many:
         assert whole_turn(engine) >= 32
@@ -513,7 +515,7 @@ def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
     listed(engine, photos(500))
     with noting(engine) as noted:
         whole_turn(engine)
-        scheduling.send(engine, LANE, ahead=2, lease_s=60)
+        scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
         rescue.requeue_of_dead(engine)
         rescue.recover(engine)
         jobs.finish_done_jobs(engine)
@@ -541,15 +543,15 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
     def work(number: int) -> int:
         scored = 0
         while any(job_progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
-            for message in scheduling.send(engine, LANE, ahead=6, lease_s=60):
+            for message in scheduling.stage_chunks(engine, LANE, ahead=6, lease_s=60):
                 claim = leases.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
                 if claim is None:
                     continue
                 ids = [item.image_id for item in reversed(claim.items)]
                 for batch in (ids[::2], ids[1::2]):
-                    leases.start(engine, claim, batch)
+                    leases.mark_in_flight(engine, claim, batch)
                     leases.record(engine, claim, [good(image_id) for image_id in batch], 60)
-                leases.hand_back(engine, claim)
+                leases.release(engine, claim)
                 scored += len(ids)
         return scored
 
@@ -560,16 +562,16 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
     assert [(one.scored, one.failed, one.left) for one in progress] == [(300, 0, 0)] * 3
     assert 300 <= total <= 900
     with reading(engine) as connection:
-        assert connection.execute(select(func.count()).select_from(Score)).scalar() == 300
+        assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 300
 
 
 def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
-    leases.start(engine, claim, [claim.items[0].image_id], alone=True)
+    leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
 
     with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
-        assert leases.lose(connection, claim.chunk_id, conditions.OVERDUE) == 0
-        assert leases.lose(connection, claim.chunk_id, Chunk.owner == DEAD) == 0
+        assert leases.expire(connection, claim.chunk_id, conditions.OVERDUE) == 0
+        assert leases.expire(connection, claim.chunk_id, ChunkRow.owner == DEAD) == 0
 
     assert leases.record(engine, claim, [good(claim.items[0].image_id)], 60)

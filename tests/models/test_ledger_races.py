@@ -23,7 +23,9 @@ from models import db
 from models.claims import Failed, Scored
 from models.db import reading, writing
 from models.ledger import control, ingest, jobs, leases, listing, rescue, scheduling
-from models.tables import Chunk, Item
+from models.queries.pagination import ResultFilter
+from models.queries.results import find_results
+from models.tables import ChunkRow, ItemRow
 from qsit import process_id
 from qsit.errors import JobCancelled, LeaseLost, UsageError
 from qsit.states import ChunkState, ItemState, JobState, Reason
@@ -148,11 +150,11 @@ class Member:
             listing.end_listing(self.engine, job_id)
 
     def send(self) -> None:
-        for message in scheduling.send(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
+        for message in scheduling.stage_chunks(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
             self.crowd.messages.append(message.chunk_id)
 
     def unsend(self) -> None:
-        scheduling.unsend(self.engine, self.crowd.messages[-2:])
+        scheduling.unstage(self.engine, self.crowd.messages[-2:])
 
     def work(self) -> None:
         """A claim and what comes of it: results of all or of some, or a death in between."""
@@ -164,9 +166,9 @@ class Member:
         ids = [item.image_id for item in claim.items]
         while ids and self.random.random() < 0.9:
             taken, ids = ids[:2], ids[2:]
-            leases.start(self.engine, claim, taken, alone=len(taken) == 1)
+            leases.mark_in_flight(self.engine, claim, taken, alone=len(taken) == 1)
             with writing(self.engine) as connection:
-                leases.extend(connection, claim, LEASE_S)
+                leases.renew(connection, claim, LEASE_S)
             results = [self.result(image_id) for image_id in taken]
             goes_on = leases.record(self.engine, claim, results, LEASE_S)
             self.crowd.scores += [result.score for result in results if isinstance(result, Scored)]
@@ -174,7 +176,7 @@ class Member:
             if not goes_on:
                 break
         if self.random.random() < 0.7:
-            leases.hand_back(self.engine, claim)
+            leases.release(self.engine, claim)
 
     def result(self, image_id: int) -> Scored | Failed:
         if self.random.random() < 0.3:
@@ -185,7 +187,9 @@ class Member:
         """For one chunk."""
         with writing(self.engine) as connection:
             connection.execute(
-                update(Chunk).where(Chunk.id == self.any_chunk_in(connection)).values(until=Chunk.until - 10 * LEASE_S)
+                update(ChunkRow)
+                .where(ChunkRow.id == self.any_chunk_in(connection))
+                .values(until=ChunkRow.until - 10 * LEASE_S)
             )
 
     def any_chunk_in(self, connection: Connection) -> int:
@@ -247,7 +251,7 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
     def send_and_work(one: Member) -> None:
         for _ in range(20):
-            sent = scheduling.send(one.engine, LANE, ahead=4, lease_s=LEASE_S)
+            sent = scheduling.stage_chunks(one.engine, LANE, ahead=4, lease_s=LEASE_S)
             crowd.messages += [message.chunk_id for message in sent]
             for message in sent:
                 claim = leases.claim(one.engine, message.chunk_id, LANE, HERE, LEASE_S)
@@ -256,7 +260,7 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
                 leases.record(one.engine, claim, [one.result(image_id) for image_id in done], LEASE_S)
                 if len(done) < len(claim.items):
                     returned.append(claim.chunk_id)
-                leases.hand_back(one.engine, claim)
+                leases.release(one.engine, claim)
 
     crowd.together(send_and_work)
 
@@ -268,8 +272,8 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
 
 WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
-    "send": lambda engine, job_id, ids: scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S),
-    "unsend": lambda engine, job_id, ids: scheduling.unsend(engine, ids[::-1]),
+    "send": lambda engine, job_id, ids: scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S),
+    "unsend": lambda engine, job_id, ids: scheduling.unstage(engine, ids[::-1]),
     "recover": lambda engine, job_id, ids: rescue.recover(engine),
     "pause": lambda engine, job_id, ids: control.pause(engine, job_id),
     "cancel": lambda engine, job_id, ids: control.cancel(engine, job_id),
@@ -283,25 +287,25 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
     """Chunks are locked in one order by all: two that lock many can then not wait for each other."""
     job_id = listed(noted, photos(9))
     with writing(noted) as connection:  # all were sent, the last first, and something of each failed
-        chunk_ids = list(connection.execute(select(Chunk.id).order_by(Chunk.id.desc())).scalars())
+        chunk_ids = list(connection.execute(select(ChunkRow.id).order_by(ChunkRow.id.desc())).scalars())
         sent = {"state": ChunkState.SENT, "owner": "", "failed": 1}
         for age, chunk_id in enumerate(chunk_ids):
-            connection.execute(update(Chunk).where(Chunk.id == chunk_id).values(sent | {"until": float(age)}))
-        first = select(func.min(Item.image_id)).group_by(Item.chunk_id)
+            connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(sent | {"until": float(age)}))
+        first = select(func.min(ItemRow.image_id)).group_by(ItemRow.chunk_id)
         failure = {"state": ItemState.FAILED, "reason": Reason.CORRUPT, "message": "broken"}
-        connection.execute(update(Item).where(Item.image_id.in_(first)).values(failure))
+        connection.execute(update(ItemRow).where(ItemRow.image_id.in_(first)).values(failure))
     one, *others = sorted(chunk_ids)
     assert len(others) == 2
-    locked = select(Chunk.id).order_by(Chunk.id)
+    locked = select(ChunkRow.id).order_by(ChunkRow.id)
 
     with ThreadPoolExecutor(1) as pool:
         with writing(noted) as connection:
-            connection.execute(locked.where(Chunk.id == one).with_for_update())
+            connection.execute(locked.where(ChunkRow.id == one).with_for_update())
             done = pool.submit(WITH_MANY_CHUNKS[name], noted, job_id, sorted(chunk_ids))
             until(lambda: waits(noted) or done.done())
             assert not done.done(), "it does not wait for the chunk"
 
-            free = connection.execute(locked.where(Chunk.id.in_(others)).with_for_update(skip_locked=True))
+            free = connection.execute(locked.where(ChunkRow.id.in_(others)).with_for_update(skip_locked=True))
             assert free.scalars().all() == others
         done.result()
 
@@ -313,7 +317,7 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
 def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine, still_mine: bool) -> None:
     """The statement's own view of the chunk is older than the change that it waited for."""
     job_id = listed(noted, photos(3))
-    (message,) = scheduling.send(noted, LANE, ahead=1, lease_s=LEASE_S)
+    (message,) = scheduling.stage_chunks(noted, LANE, ahead=1, lease_s=LEASE_S)
     claim = leases.claim(noted, message.chunk_id, LANE, HERE, LEASE_S)
     assert claim is not None
     first, second, third = (item.image_id for item in claim.items)
@@ -327,9 +331,9 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
     with ThreadPoolExecutor(1) as pool:
         with writing(noted) as connection:  # what a heartbeat does, or a timer that takes the chunk for lost
             if still_mine:
-                leases.extend(connection, claim, LEASE_S)
+                leases.renew(connection, claim, LEASE_S)
             else:
-                leases.lose(connection, claim.chunk_id, Chunk.id == claim.chunk_id)
+                leases.expire(connection, claim.chunk_id, ChunkRow.id == claim.chunk_id)
             recorded = pool.submit(leases.record, noted, claim, results, LEASE_S)
             until(lambda: waits(noted) or recorded.done())
             assert not recorded.done()
@@ -342,7 +346,7 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
     now = ledger_invariants.snapshot(noted)
     ledger_invariants.check(now)
     assert (now.chunks[claim.chunk_id].scored, now.chunks[claim.chunk_id].failed) == ((2, 1) if still_mine else (0, 0))
-    assert len(list(results.results(noted, results.Wanted(job=job_id)))) == (2 if still_mine else 0)
+    assert len(list(find_results(noted, ResultFilter(job=job_id)))) == (2 if still_mine else 0)
 
 
 def waits(engine: Engine) -> bool:
@@ -378,9 +382,9 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
         if job.state == JobState.PAUSED:
             control.resume(engine, job.id)
     with writing(engine) as connection:
-        connection.execute(update(Chunk).values(until=Chunk.until - 100 * LEASE_S))
+        connection.execute(update(ChunkRow).values(until=ChunkRow.until - 100 * LEASE_S))
     for _ in range(len(now.chunks) + 1):
-        sent = [message.chunk_id for message in scheduling.send(engine, LANE, ahead=2, lease_s=LEASE_S)]
+        sent = [message.chunk_id for message in scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S)]
         if messages is not None:
             messages += sent
         for chunk_id in sent:
@@ -388,7 +392,7 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
             assert claim is not None
             good = [Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32") for item in claim.items]
             leases.record(engine, claim, good, LEASE_S)
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
         control.settle_cancelled(engine)
         jobs.finish_done_jobs(engine)
     now = ledger_invariants.snapshot(engine)

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from sqlalchemy import Engine, delete, update
 
-from models.claims import Claim, Failed, Findings, Known, Lane, Scored
+from models.claims import AlreadyScored, Claim, ExistingResults, Failed, QueueKey, Scored
 from models.db import writing
 from models.ledger import control, ingest, jobs, leases, listing, rescue, scheduling, workers
 from models.ledger.jobs import JobSpec
-from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score, Scorer, Worker
+from models.tables import AnswerRow, ChunkRow, ImageRow, ItemRow, JobRow, QuestionRow, ScoreRow, ScorerRow, WorkerRow
 from qsit import process_id
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
@@ -48,14 +48,14 @@ MOST_JOBS = 4
 EXAMPLES = {"sqlite": 40, "postgresql": 12}
 
 REASONS = (Reason.CORRUPT, Reason.MISSING, Reason.TIMEOUT)
-TABLES = (AnswerRow, Score, Item, Chunk, Job, QuestionRow, Scorer, Image, Worker)
+TABLES = (AnswerRow, ScoreRow, ItemRow, ChunkRow, JobRow, QuestionRow, ScorerRow, ImageRow, WorkerRow)
 SHARP, WHY = Question("sharpness", "How sharp is it?", ("low", "high")), Question("overall", "How is it, and why?")
 ASKED = ((), (), (SHARP,), (WHY, SHARP))
 ASK_BELOW = 10 / 1_000_000
 """Of the scores given here, the first nine are under it."""
 VERSIONS = ("1", "1", "2", UNKNOWN_VERSION)
 
-Result = Scored | Known | Failed
+Result = Scored | AlreadyScored | Failed
 
 numbers = st.integers(0, 999)  # to pick one of whatever there is by then
 rarely = st.integers(0, 3).map(lambda number: number == 3)
@@ -279,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.send(ahead)
 
     def send(self, ahead: int) -> list[scheduling.Message]:
-        messages = scheduling.send(self.engine, LANE, ahead=ahead, lease_s=LEASE_S)
+        messages = scheduling.stage_chunks(self.engine, LANE, ahead=ahead, lease_s=LEASE_S)
         before = self.look("send", may_lose=True)
         self.check()
         self.messages += [message.chunk_id for message in messages]
@@ -330,7 +330,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def unsend(self, number: int) -> None:
         """Redis did not take what was sent last; or that is said so late that it is another's by now."""
-        scheduling.unsend(self.engine, self.messages[-number:])
+        scheduling.unstage(self.engine, self.messages[-number:])
         self.look("unsend")
         self.check()
 
@@ -500,7 +500,7 @@ class LedgerMachine(RuleBasedStateMachine):
         chunk_ids = sorted(self.now.chunks) if stale or not self.messages else self.messages
         chunk_id = chunk_ids[pick % len(chunk_ids)] if chunk_ids else 999_999_999
         if pick % 50 == 49:
-            assert leases.claim(self.engine, chunk_id, Lane("demo", "r2"), "far:0:1.00", LEASE_S) is None
+            assert leases.claim(self.engine, chunk_id, QueueKey("demo", "r2"), "far:0:1.00", LEASE_S) is None
             self.look("claim by a worker of another model", may_lose=True)
             self.check()
         if self.owners[worker] is None:
@@ -527,12 +527,12 @@ class LedgerMachine(RuleBasedStateMachine):
         """As the pipeline does: suspects alone, one by one, after all others."""
         if holding.waiting:
             taken, holding.waiting = holding.waiting[:number], holding.waiting[number:]
-            leases.start(self.engine, holding.claim, taken)
+            leases.mark_in_flight(self.engine, holding.claim, taken)
             holding.flying += taken
         else:
             holding.alone = holding.suspects.pop(0)
             holding.flying.clear()
-            leases.start(self.engine, holding.claim, [holding.alone], alone=True)
+            leases.mark_in_flight(self.engine, holding.claim, [holding.alone], alone=True)
             seen["something ran alone"] += 1
         self.look("start")
         self.check()
@@ -557,12 +557,12 @@ class LedgerMachine(RuleBasedStateMachine):
             version = str(1 + int(photo.uri[-5]) % 2)
             found = self.model.findings(claim, Photo(photo.uri, version))
         if found.score is not None and not claim.rescore:
-            return Known(image_id, version, "float32", self.answers(claim, found.score, found))
+            return AlreadyScored(image_id, version, "float32", self.answers(claim, found.score, found))
         score = next(self.next_score)
         answers = self.answers(claim, score, found)
         return Scored(image_id, score, (0.0, 1.0, 2.0, 3.0, 4.0), "float32", version, answers)
 
-    def answers(self, claim: Claim, score: float, found: Findings) -> dict[int, Answer]:
+    def answers(self, claim: Claim, score: float, found: ExistingResults) -> dict[int, Answer]:
         return {question_id: Answer(next(self.next_answer)) for question_id in claim.to_ask(score, found)}
 
     def record(self, holding: Holding, results: Sequence[Result]) -> None:
@@ -572,7 +572,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for result in results:
             if not isinstance(result, Failed) and result.answers:
                 seen["a question was answered"] += 1
-                seen["a scored photo was asked about"] += isinstance(result, Known)
+                seen["a scored photo was asked about"] += isinstance(result, AlreadyScored)
         holding.last = list(results)
         self.look("record")
         self.check()
@@ -590,7 +590,7 @@ class LedgerMachine(RuleBasedStateMachine):
         holding = self.hands[worker]
         if holding is not None:
             with writing(self.engine) as connection:
-                goes_on = leases.extend(connection, holding.claim, LEASE_S)
+                goes_on = leases.renew(connection, holding.claim, LEASE_S)
             assert goes_on == (self.model.jobs[holding.claim.job_id].state == JobState.ACTIVE)
             self.look("extend")
             self.check()
@@ -602,7 +602,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if holding is None:
             return
         with killed_before(leases, "finish_if_done", really=killed):
-            leases.hand_back(self.engine, holding.claim, delay_s=LEASE_S if rests else 0.0)
+            leases.release(self.engine, holding.claim, delay_s=LEASE_S if rests else 0.0)
         self.model.hand_back(holding)
         self.drop(holding)
         self.look("hand back")
@@ -617,7 +617,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if is_told:
             row = {"broker": "", "model": "demo", "revision": "r1", "device": "cpu", "dtype": "float32"}
-            workers.announce(self.engine, Worker(owner=owner, state=WorkerState.STOPPED, **row))
+            workers.register(self.engine, WorkerRow(owner=owner, state=WorkerState.STOPPED, **row))
         self.hosts.kill(owner)
         self.owners[worker] = None
         for held in (*self.ghosts, holding):  # also what it held and lost touch with
@@ -664,12 +664,12 @@ class LedgerMachine(RuleBasedStateMachine):
                 leases.record(self.engine, claim, results, LEASE_S)
         elif how == "extend":
             with writing(self.engine) as connection:
-                assert not leases.extend(connection, claim, LEASE_S)
+                assert not leases.renew(connection, claim, LEASE_S)
         elif how == "hand back":
-            leases.hand_back(self.engine, claim)
+            leases.release(self.engine, claim)
         else:
             with pytest.raises(LeaseLost):
-                leases.start(self.engine, claim, ids, alone=how == "alone")
+                leases.mark_in_flight(self.engine, claim, ids, alone=how == "alone")
         self.unchanged(f"late {how}")
 
     @rule(is_long=st.booleans())
@@ -678,8 +678,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def time_passes(self, seconds: float = LONG_S) -> None:
         with writing(self.engine) as connection:
-            connection.execute(update(Chunk).values(until=Chunk.until - seconds))
-            connection.execute(update(Job).values(lister_until=Job.lister_until - seconds))
+            connection.execute(update(ChunkRow).values(until=ChunkRow.until - seconds))
+            connection.execute(update(JobRow).values(lister_until=JobRow.lister_until - seconds))
         self.look("time passes")
         self.check()
 

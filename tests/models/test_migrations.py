@@ -121,11 +121,11 @@ def test_the_views_show_scores_failures_and_what_waits(engine: Engine) -> None:
     job = listed(engine, photos(40))
     with reading(engine) as connection:
         assert connection.execute(text("SELECT job, waiting FROM qsit_backlog")).one() == (job, 40)
-    (message, *_) = scheduling.send(engine, LANE, ahead=1, lease_s=60)
+    (message, *_) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
     claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
     assert claim is not None
     leases.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)
-    leases.hand_back(engine, claim)
+    leases.release(engine, claim)
     score_all(engine)
 
     with reading(engine) as connection:

@@ -13,8 +13,9 @@ from models.claims import Scored
 from models.db import writing
 from models.ledger import leases, scheduling
 from models.queries import pagination
-from models.queries.results import Sort, Wanted, find_results
-from models.tables import AnswerRow, Base, Image, Job, QuestionRow, Score, Scorer
+from models.queries.pagination import ResultFilter, Sort
+from models.queries.results import find_results
+from models.tables import AnswerRow, Base, ImageRow, JobRow, QuestionRow, ScoreRow, ScorerRow
 from qsit import process_id
 from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
 
@@ -24,20 +25,20 @@ def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Thirty scores with many ties, read in pages of seven."""
     monkeypatch.setattr(pagination, "PAGE", 7)
     listed(engine, [*photos(20), *photos(10, "file:///q/")])
-    while messages := scheduling.send(engine, LANE, ahead=4, lease_s=60):
+    while messages := scheduling.stage_chunks(engine, LANE, ahead=4, lease_s=60):
         for message in messages:
             claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
             assert claim is not None
             logits = (0.0, 0.0, 0.0, 0.0, 0.0)
             scores = [Scored(item.image_id, item.image_id % 5 / 4, logits, "float32") for item in claim.items]
             leases.record(engine, claim, scores, 60)
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
     return engine
 
 
 @pytest.mark.parametrize("sort", ["score", "-score", "uri", "-scored_at"])
 def test_every_order_gives_every_row_once(library: Engine, sort: Sort) -> None:
-    rows = list(find_results(library, Wanted(sort=sort)))
+    rows = list(find_results(library, ResultFilter(sort=sort)))
 
     assert len({row.uri for row in rows}) == len(rows) == 30
     key = sort.removeprefix("-")
@@ -47,29 +48,29 @@ def test_every_order_gives_every_row_once(library: Engine, sort: Sort) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 14, 30, 99])
 def test_a_limit_is_kept(library: Engine, limit: int) -> None:
-    every = list(find_results(library, Wanted()))
+    every = list(find_results(library, ResultFilter()))
 
-    assert list(find_results(library, Wanted(limit=limit))) == every[:limit]
+    assert list(find_results(library, ResultFilter(limit=limit))) == every[:limit]
 
 
 def test_filters(library: Engine) -> None:
-    def count(wanted: Wanted) -> int:
+    def count(wanted: ResultFilter) -> int:
         return len(list(find_results(library, wanted)))
 
-    assert count(Wanted(under="file:///q/")) == 10
-    assert count(Wanted(under="file:///p/00001")) == 10
-    assert count(Wanted(least=0.5, most=0.75)) == 12
-    assert count(Wanted(job=1)) == 30
-    assert count(Wanted(job=2)) == 0
-    assert count(Wanted(model="demo")) == 30
-    assert count(Wanted(model="other")) == 0
+    assert count(ResultFilter(under="file:///q/")) == 10
+    assert count(ResultFilter(under="file:///p/00001")) == 10
+    assert count(ResultFilter(min_score=0.5, max_score=0.75)) == 12
+    assert count(ResultFilter(job=1)) == 30
+    assert count(ResultFilter(job=2)) == 0
+    assert count(ResultFilter(model="demo")) == 30
+    assert count(ResultFilter(model="other")) == 0
 
 
 def test_two_scorers_of_one_photo_are_two_results(library: Engine) -> None:
     listed(library, photos(20), replace(SPEC, procedure="rating-1/as-stored-1"))
     score_all(library)
 
-    rows = list(find_results(library, Wanted(sort="uri", under="file:///p/")))
+    rows = list(find_results(library, ResultFilter(sort="uri", under="file:///p/")))
 
     assert len(rows) == 40
     assert len({(row.uri, row.procedure) for row in rows}) == 40
@@ -108,12 +109,12 @@ def libraries(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 wanteds = st.builds(
-    Wanted,
+    ResultFilter,
     job=st.sampled_from([None, None, 1, 2, 4, 9]),
     model=st.sampled_from([None, None, "x", "y", "z"]),
     under=st.sampled_from([None, "s3://b/", "s3://b/a", "s3://b/a/", "s3://b/ä", "s3://b/a/3"]),
-    least=st.sampled_from([None, None, 0.25, 0.3]),
-    most=st.sampled_from([None, None, 0.5, 0.1]),
+    min_score=st.sampled_from([None, None, 0.25, 0.3]),
+    max_score=st.sampled_from([None, None, 0.5, 0.1]),
     all_versions=st.booleans(),
     sort=st.sampled_from(["score", "-score", "uri", "-scored_at"]),
     limit=st.sampled_from([None, 1, 5, 20]),
@@ -121,7 +122,7 @@ wanteds = st.builds(
 )
 
 
-def expected(library: list[dict[str, Any]], wanted: Wanted) -> list[tuple[int, int, list[int]]]:
+def expected(library: list[dict[str, Any]], wanted: ResultFilter) -> list[tuple[int, int, list[int]]]:
     """What a plain filter and sort gives: image, scorer, and the jobs that got the answers."""
     rows = [
         row
@@ -130,8 +131,8 @@ def expected(library: list[dict[str, Any]], wanted: Wanted) -> list[tuple[int, i
         and wanted.job in (None, row["job"], *(row["asked_by"] if wanted.answers else []))
         and wanted.model in (None, row["model"])
         and row["uri"].startswith(wanted.under or "")
-        and (wanted.least is None or row["score"] >= wanted.least)
-        and (wanted.most is None or row["score"] <= wanted.most)
+        and (wanted.min_score is None or row["score"] >= wanted.min_score)
+        and (wanted.max_score is None or row["score"] <= wanted.max_score)
     ]
     rows.sort(key=lambda row: (row["image_id"], row["scorer_id"]))
     rows.sort(key=lambda row: row[wanted.sort.removeprefix("-")], reverse=wanted.sort.startswith("-"))
@@ -148,20 +149,20 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
             connection.execute(delete(table))
         for number, model in enumerate("xyx", 1):
             row = {"id": number, "model": model, "revision": str(number), "procedure": "p"}
-            connection.execute(insert(Scorer).values(row))
+            connection.execute(insert(ScorerRow).values(row))
         for number in range(1, 5):
             row = {
                 "id": number, "key": "k", "scorer_id": (number - 1) % 3 + 1, "state": "finished", "private": False,
                 "rescore": False, "priority": 0, "max_failed": "0", "skipped": 0, "skipped_failed": 0,
                 "created_at": now, "served_at": 0.0,
             }  # fmt: skip
-            connection.execute(insert(Job).values(row))
+            connection.execute(insert(JobRow).values(row))
         for image_id, row in {row["image_id"]: row for row in library}.items():
             columns = {column: row[column] for column in ("uri", "version", "current")}
-            connection.execute(insert(Image).values(id=image_id, **columns))
+            connection.execute(insert(ImageRow).values(id=image_id, **columns))
         for row in library:
             columns = {column: row[column] for column in ("image_id", "scorer_id", "score", "scored_at")}
-            connection.execute(insert(Score).values(**columns, **nothing, dtype="float32", job_id=row["job"]))
+            connection.execute(insert(ScoreRow).values(**columns, **nothing, dtype="float32", job_id=row["job"]))
         for number in (1, 2):
             row = {"text": str(number), "choices": "[]", "generation": "g", "max_new_tokens": 1}
             connection.execute(insert(QuestionRow).values(id=number, name="q", **row))
@@ -184,7 +185,7 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
 )
 @given(library=libraries(), asked=st.lists(wanteds, min_size=10, max_size=10), page=st.integers(1, 6), data=st.data())
 def test_results_are_those_of_a_plain_filter_and_sort(
-    engine: Engine, library: list[dict[str, Any]], asked: list[Wanted], page: int, data: st.DataObject
+    engine: Engine, library: list[dict[str, Any]], asked: list[ResultFilter], page: int, data: st.DataObject
 ) -> None:
     fill(engine, library)
     for wanted in asked:

@@ -11,13 +11,13 @@ from sqlalchemy import Engine, update
 from models.db import writing
 from models.dialects import now_s
 from models.ledger import workers
-from models.tables import Worker
+from models.tables import WorkerRow
 from qsit import process_id
 from qsit.states import WorkerState
 
 
-def worker(owner: str, broker: str = "") -> Worker:
-    return Worker(
+def worker(owner: str, broker: str = "") -> WorkerRow:
+    return WorkerRow(
         owner=owner, broker=broker, model="demo", revision="r1", device="cpu", dtype="float32", state="loading"
     )
 
@@ -75,10 +75,10 @@ def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
-    workers.announce(engine, worker("a:1:1.00"))
-    workers.announce(engine, worker("b:1:1.00", broker="b"))
+    workers.register(engine, worker("a:1:1.00"))
+    workers.register(engine, worker("b:1:1.00", broker="b"))
 
-    workers.say(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
+    workers.set_notice(engine, "a:1:1.00", state=WorkerState.READY, notice="odd \udcff name\0")
 
     (one,) = workers.workers(engine, broker="")
     assert (one.owner, one.state, one.notice) == ("a:1:1.00", WorkerState.READY, "odd \\udcff name\\0")
@@ -86,23 +86,23 @@ def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
 
 
 def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
-    workers.announce(engine, worker("a:1:1.00"))
+    workers.register(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
-        connection.execute(update(Worker).values(seen_at=now_s() - 100))
+        connection.execute(update(WorkerRow).values(seen_at=now_s() - 100))
     assert workers.workers(engine, seen_within_s=60) == []
 
     with writing(engine) as connection:
-        workers.beat(connection, "a:1:1.00")
+        workers.heartbeat(connection, "a:1:1.00")
 
     (one,) = workers.workers(engine, seen_within_s=60)
     assert one.quiet_s == pytest.approx(0, abs=30)
 
 
 def test_those_long_gone_are_forgotten(engine: Engine) -> None:
-    workers.announce(engine, worker("a:1:1.00"))
+    workers.register(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
-        connection.execute(update(Worker).values(seen_at=now_s() - workers.FORGOTTEN_S - 1))
+        connection.execute(update(WorkerRow).values(seen_at=now_s() - workers.FORGOTTEN_S - 1))
 
-    workers.announce(engine, worker("b:1:1.00"))
+    workers.register(engine, worker("b:1:1.00"))
 
     assert [found.owner for found in workers.workers(engine, seen_within_s=1e9)] == ["b:1:1.00"]

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.db import reading
-from models.queries.results import Given, Result
+from models.queries.answers import AnswerRecord
+from models.queries.results import Result
 from producer import export
 from qsit.questions import LEVELS, Answer
 from tests.models.test_answers import ASKING, SHARP, WHY, to, work
@@ -26,11 +27,11 @@ NASTY = 'He said "sharp", 也许\r\n\nor not;\x1b[31m red\u202e\u3000\x07'
 ANSWERED = replace(
     RESULT,
     answers=(
-        Given(
+        AnswerRecord(
             name="sharpness", question="How sharp is it?", choices=("low", "high"),
             answer=Answer("low", False, (0.75, 0.25)), dtype="float16", job=8, answered_at=RESULT.scored_at,
         ),
-        Given(
+        AnswerRecord(
             name="Why?", question="Why?", choices=(), answer=Answer(NASTY, True), dtype="float16", job=9,
             answered_at=RESULT.scored_at,
         ),

@@ -9,7 +9,7 @@ import pytest
 from producer import question_files
 from producer.cli.main import run
 from qsit.errors import UsageError
-from qsit.questions import READY, Question
+from qsit.questions import BUILTIN_QUESTIONS, Question
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,7 @@ def of_file(tmp_path: Path, content: str | bytes) -> tuple[Question, ...]:
 
 def test_a_ready_question_is_asked_by_its_name_and_another_is_named_by_its_text() -> None:
     assert question_files.wanted(["sharpness", " Is it sharp?\n"], None) == (
-        READY["sharpness"],
+        BUILTIN_QUESTIONS["sharpness"],
         Question("Is it sharp?", "Is it sharp?"),
     )
 
@@ -40,7 +40,7 @@ def test_questions_of_a_file_follow_those_of_the_command_line(tmp_path: Path) ->
     file.write_text(FACES + '[[question]]\nname = "why"\ntext = """\nWhy?\nIn short.\n"""\n')
 
     assert question_files.wanted(["noise"], str(file), 50) == (
-        Question("noise", READY["noise"].text, READY["noise"].choices, 50),
+        Question("noise", BUILTIN_QUESTIONS["noise"].text, BUILTIN_QUESTIONS["noise"].choices, 50),
         Question("faces", "Are the faces sharp?", ("yes", "no"), 50),
         Question("why", "Why?\nIn short.", (), 50),
     )
@@ -57,11 +57,11 @@ def test_two_questions_with_the_same_text_and_choices_are_one(tmp_path: Path) ->
 
     assert [question.name for question in of_file(tmp_path, FACES + other_name)] == ["faces"]
     assert question_files.wanted(["noise", "noise", "Why?", "Why? "], None) == (
-        READY["noise"],
+        BUILTIN_QUESTIONS["noise"],
         Question("Why?", "Why?"),
     )
-    [same] = question_files.wanted([READY["overall"].text, "overall"], None)
-    assert same.name == READY["overall"].text
+    [same] = question_files.wanted([BUILTIN_QUESTIONS["overall"].text, "overall"], None)
+    assert same.name == BUILTIN_QUESTIONS["overall"].text
 
 
 def test_with_other_choices_a_question_is_another(tmp_path: Path) -> None:
@@ -201,22 +201,22 @@ def test_ready_questions_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["questions", "--format", "json"]) == 0
     rows = json.loads(capfd.readouterr().out)
 
-    assert [row["name"] for row in rows] == list(READY)
+    assert [row["name"] for row in rows] == list(BUILTIN_QUESTIONS)
     assert rows[0] == {
         "name": "sharpness",
         "text": "How would you rate the sharpness of this image?",
         "choices": ["very low", "low", "acceptable", "high"],
     }
     assert rows[-1]["choices"] == []
-    assert all(question.name in table and question.text in table for question in READY.values())
+    assert all(question.name in table and question.text in table for question in BUILTIN_QUESTIONS.values())
     assert "very low, low, acceptable, high" in table
 
 
 def test_ready_questions_are_such_as_can_be_asked(tmp_path: Path) -> None:
-    assert question_files.wanted(list(READY), None) == tuple(READY.values())
+    assert question_files.wanted(list(BUILTIN_QUESTIONS), None) == tuple(BUILTIN_QUESTIONS.values())
     tables = (
         f"[[question]]\nname = {json.dumps(question.name)}\ntext = {json.dumps(question.text)}\n"
         + (f"choices = {json.dumps(question.choices)}\n" if question.choices else "")
-        for question in READY.values()
+        for question in BUILTIN_QUESTIONS.values()
     )
-    assert of_file(tmp_path, "\n".join(tables)) == tuple(READY.values())
+    assert of_file(tmp_path, "\n".join(tables)) == tuple(BUILTIN_QUESTIONS.values())

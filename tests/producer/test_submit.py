@@ -13,7 +13,7 @@ from models.queries.progress import Progress, job_progress
 from producer import question_files, submit
 from producer.submit import Request, opened
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
-from qsit.questions import READY, Question
+from qsit.questions import BUILTIN_QUESTIONS, Question
 from tests.support.programs import make_photos
 
 
@@ -31,10 +31,10 @@ def job_of(engine: Engine, request: Request) -> Progress:
 def listed_uris(engine: Engine) -> list[str]:
     from sqlalchemy import select
 
-    from models.tables import Image
+    from models.tables import ImageRow
 
     with db.reading(engine) as connection:
-        return list(connection.execute(select(Image.uri).order_by(Image.uri)).scalars())
+        return list(connection.execute(select(ImageRow.uri).order_by(ImageRow.uri)).scalars())
 
 
 def test_a_folder_and_a_file_are_listed_once_each(engine: Engine, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine:
 
 KEY_BEFORE = "fb50b8c50e80657f51bd419cee395940cc15b3ce307ce103063c20165126e733"
 """Made by the version that had no questions, of /photos with the model demo."""
-ASKING = Request(("/photos",), model="demo", questions=(READY["noise"], Question("Why?", "Why?")))
+ASKING = Request(("/photos",), model="demo", questions=(BUILTIN_QUESTIONS["noise"], Question("Why?", "Why?")))
 
 
 def key_of(request: Request) -> str:

@@ -20,7 +20,7 @@ from PIL import Image as Picture
 from sqlalchemy import Engine, func, select, text
 
 from models import db
-from models.tables import Chunk, Image, Item, Job, Score
+from models.tables import ChunkRow, ImageRow, ItemRow, JobRow, ScoreRow
 from producer.private_run import broker_program
 from qsit.states import ChunkState, ItemState, JobState, Reason
 from tests.support.null_worker import DEADLY, ENDLESS
@@ -258,12 +258,12 @@ def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
 def settled(engine: Engine) -> int:
     """How many items are scored or failed."""
     with db.reading(engine) as connection:
-        return int(connection.execute(select(func.sum(Chunk.scored + Chunk.failed))).scalar() or 0)
+        return int(connection.execute(select(func.sum(ChunkRow.scored + ChunkRow.failed))).scalar() or 0)
 
 
 def state_of(engine: Engine) -> str:
     with db.reading(engine) as connection:
-        return connection.execute(select(Job.state).where(Job.name == JOB)).scalar_one()
+        return connection.execute(select(JobRow.state).where(JobRow.name == JOB)).scalar_one()
 
 
 def watch_for_twice(engine: Engine) -> None:
@@ -298,9 +298,9 @@ def twice(engine: Engine) -> list[str]:
 def _fates(engine: Engine, photos: Path, planted: dict[str, Reason]) -> tuple[list[str], list[str], list[str]]:
     """The names of photos that are lost, falsely failed, or have another score or reason than they should."""
     query = (
-        select(Image.uri, Item.state, Item.reason, Score.excellent)
-        .join(Item, Item.image_id == Image.id)
-        .outerjoin(Score, Score.image_id == Image.id)
+        select(ImageRow.uri, ItemRow.state, ItemRow.reason, ScoreRow.excellent)
+        .join(ItemRow, ItemRow.image_id == ImageRow.id)
+        .outerjoin(ScoreRow, ScoreRow.image_id == ImageRow.id)
     )
     with db.reading(engine) as connection:
         found = connection.execute(query).all()
@@ -332,17 +332,21 @@ def _disagreements(engine: Engine, database_url: str, items: int) -> Iterator[st
     """Where counters, rows and `qsit status` do not say the same."""
     with db.reading(engine) as connection:
         chunks = connection.execute(
-            select(Chunk.id, Chunk.state, Chunk.size, Chunk.scored, Chunk.failed).order_by(Chunk.id)
+            select(ChunkRow.id, ChunkRow.state, ChunkRow.size, ChunkRow.scored, ChunkRow.failed).order_by(ChunkRow.id)
         ).all()
         by_chunk = {
             (row.chunk_id, row.state): row.number
             for row in connection.execute(
-                select(Item.chunk_id, Item.state, func.count().label("number")).group_by(Item.chunk_id, Item.state)
+                select(ItemRow.chunk_id, ItemRow.state, func.count().label("number")).group_by(
+                    ItemRow.chunk_id, ItemRow.state
+                )
             )
         }
-        failed_items = select(Item.reason, func.count()).where(Item.state == ItemState.FAILED).group_by(Item.reason)
+        failed_items = (
+            select(ItemRow.reason, func.count()).where(ItemRow.state == ItemState.FAILED).group_by(ItemRow.reason)
+        )
         reasons = {row[0]: row[1] for row in connection.execute(failed_items)}
-        scores = connection.execute(select(func.count()).select_from(Score)).scalar_one()
+        scores = connection.execute(select(func.count()).select_from(ScoreRow)).scalar_one()
     scored = failed = 0
     for chunk in chunks:
         counted = by_chunk.get((chunk.id, ItemState.SCORED), 0), by_chunk.get((chunk.id, ItemState.FAILED), 0)

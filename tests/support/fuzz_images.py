@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from qsit.errors import ImageError
 from tests.support.samples import chunk, every_sample
 from worker.imaging.decode import OPENERS, decode
-from worker.imaging.formats import kind_of
+from worker.imaging.formats import format_of
 
 MAX_PIXELS = 500_000
 MEMORY = 4 << 30  # addresses; decoders with threads take many and use few
@@ -150,7 +150,7 @@ changes = st.one_of(
 
 
 def size_in_header(data: bytes) -> tuple[int, int]:
-    return OPENERS[kind_of(data)](io.BytesIO(data)).size
+    return OPENERS[format_of(data)](io.BytesIO(data)).size
 
 
 def peak_kb() -> int:
@@ -167,7 +167,7 @@ def check(data: bytes, as_stored: bool) -> None:
     else:
         assert image.mode == "RGB"
         size = size_in_header(data)
-        cropped = kind_of(data) == "HEIF" and image.width * image.height <= MAX_PIXELS  # a crop of 7 1/2 pixels, say
+        cropped = format_of(data) == "HEIF" and image.width * image.height <= MAX_PIXELS  # a crop of 7 1/2 pixels, say
         assert cropped or image.size in (size, size[::-1]), size
         assert image.tobytes()
     assert peak_kb() - before < GROWTH_KB, f"it took {(peak_kb() - before) // 1024} MB"

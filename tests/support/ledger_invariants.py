@@ -9,14 +9,17 @@ from sqlalchemy import Engine, select
 from models.db import reading
 from models.ledger.leases import LOSSES_TO_CRASHED
 from models.queries.progress import job_progress
-from models.tables import AnswerRow, Chunk, Image, Item, Job, QuestionRow, Score
-from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
+from models.tables import AnswerRow, ChunkRow, ImageRow, ItemRow, JobRow, QuestionRow, ScoreRow
+from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
 
 HELD = (ChunkState.SENT, ChunkState.LEASED)
 ENDED = (JobState.FINISHED, JobState.CANCELLED)
 
 
-_EVERYTHING = [select(*table.__table__.columns) for table in (Job, Chunk, Item, Score, Image, AnswerRow, QuestionRow)]
+_EVERYTHING = [
+    select(*table.__table__.columns)
+    for table in (JobRow, ChunkRow, ItemRow, ScoreRow, ImageRow, AnswerRow, QuestionRow)
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def an_item_is_in_a_chunk_of_its_own_job(now: Snapshot) -> None:
     for item in now.items.values():
         assert now.chunks[item.chunk_id].job_id == item.job_id, item
         assert item.state in list(ItemState), item
-        assert item.risk in list(Risk), item
+        assert item.risk in list(Quarantine), item
 
 
 def a_chunk_has_a_token_exactly_when_it_is_leased(now: Snapshot) -> None:
@@ -146,10 +149,10 @@ def items_are_in_flight_only_while_a_worker_has_them(now: Snapshot) -> None:
     for chunk in now.chunks.values():
         risks = {item.image_id: item.risk for item in now.of_chunk(chunk.id)}
         for item in now.of_chunk(chunk.id):
-            assert item.risk == Risk.NONE or item.state == ItemState.QUEUED, item
-        flying = [risk for risk in risks.values() if risk in (Risk.ALONE, Risk.IN_FLIGHT)]
+            assert item.risk == Quarantine.NONE or item.state == ItemState.QUEUED, item
+        flying = [risk for risk in risks.values() if risk in (Quarantine.ALONE, Quarantine.IN_FLIGHT)]
         assert not flying or chunk.state == ChunkState.LEASED, (chunk, risks)
-        assert Risk.ALONE not in flying or len(flying) == 1, (chunk, risks)
+        assert Quarantine.ALONE not in flying or len(flying) == 1, (chunk, risks)
 
 
 def at_most_one_version_of_a_photo_is_current(now: Snapshot) -> None:

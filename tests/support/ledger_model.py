@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from models.claims import Claim, Failed, Findings, Known, Scored
+from models.claims import AlreadyScored, Claim, ExistingResults, Failed, Scored
 from models.ledger.leases import LOSSES_TO_CRASHED
 from models.ledger.listing import Added
-from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, Risk
+from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
 from tests.models.test_jobs import Photo
 from tests.support.ledger_invariants import Snapshot
 
@@ -51,7 +51,7 @@ class Holding:
     flying: list[int] = field(default_factory=list)  # started beside others, without a result
     alone: int | None = None  # started alone, without a result
     unread: set[int] = field(default_factory=set)  # of these two, what could not be read by the worker's own fault
-    last: list[Scored | Known | Failed] = field(default_factory=list)  # what was recorded last
+    last: list[Scored | AlreadyScored | Failed] = field(default_factory=list)  # what was recorded last
     is_told_to_end: bool = False
 
     @property
@@ -94,7 +94,7 @@ class Model:
         is_good = job.ask_below is not None and score >= job.ask_below
         return is_good or all((photo, job.scorer_id, name) in self.answers for name in job.questions)
 
-    def findings(self, claim: Claim, photo: Photo) -> Findings:
+    def findings(self, claim: Claim, photo: Photo) -> ExistingResults:
         """What a claim has to say about an image."""
         score = self.scores.get((photo, claim.scorer_id))
         answered = {
@@ -102,7 +102,7 @@ class Model:
             for question_id, question in claim.questions.items()
             if (photo, claim.scorer_id, question.name) in self.answers
         }
-        return Findings(score and score[0], frozenset(answered))
+        return ExistingResults(score and score[0], frozenset(answered))
 
     def list(self, job_id: int, photos: Sequence[Photo], added: Added) -> set[Photo]:
         """Images are listed into a job, with the result that it said. Returns those that are to become items."""
@@ -151,7 +151,7 @@ class Model:
         holding = self.held[claim.token] = Holding(claim, owner, others, suspects)
         return holding
 
-    def record(self, holding: Holding, results: Sequence[Scored | Known | Failed]) -> None:
+    def record(self, holding: Holding, results: Sequence[Scored | AlreadyScored | Failed]) -> None:
         """Results were written under a valid lease."""
         claim = holding.claim
         for result in results:
@@ -225,16 +225,16 @@ class Model:
                 number += 1
         return number
 
-    def risk(self, image_id: int, item: ItemModel, chunk_token: str | None) -> Risk:
+    def risk(self, image_id: int, item: ItemModel, chunk_token: str | None) -> Quarantine:
         """What an item has to do with the death of a worker."""
         holding = self.held.get(chunk_token or "")
         if item.state != ItemState.QUEUED:
-            return Risk.NONE
+            return Quarantine.NONE
         if holding is not None and image_id == holding.alone:
-            return Risk.ALONE
+            return Quarantine.ALONE
         if holding is not None and image_id in holding.flying:
-            return Risk.IN_FLIGHT
-        return Risk.SUSPECT if item.is_suspect else Risk.NONE
+            return Quarantine.IN_FLIGHT
+        return Quarantine.SUSPECT if item.is_suspect else Quarantine.NONE
 
     def compare(self, now: Snapshot) -> None:
         """Passes when the ledger holds what it ought to, and nothing else."""

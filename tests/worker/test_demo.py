@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import qsit.demo
-from qsit.questions import LEVELS, READY
+from qsit.questions import BUILTIN_QUESTIONS, LEVELS
 from tests.support.paths import EXAMPLES, GOLDEN
 from training.copies import HARMS
 from training.distortions import distort
@@ -48,11 +48,13 @@ def test_its_tiles_and_tokens_are_its_own(model: QSit) -> None:
     assert demo["text_config"]["rope_theta"] == golden["text_config"]["rope_theta"]
 
 
-@pytest.mark.parametrize("name", [name for name in READY if READY[name].choices])
+@pytest.mark.parametrize("name", [name for name in BUILTIN_QUESTIONS if BUILTIN_QUESTIONS[name].choices])
 def test_what_it_says_to_a_ready_question_is_one_of_its_choices(model: QSit, name: str) -> None:
     """Also where it is asked without them being weighed."""
-    [(_, [chosen])] = model.look([model.prepare(photo("cat.jpg"))], [READY[name]])
-    question = "\n".join((READY[name].text, *(f"{'ABCD'[place]}. {level}" for place, level in enumerate(LEVELS))))
+    [(_, [chosen])] = model.look([model.prepare(photo("cat.jpg"))], [BUILTIN_QUESTIONS[name]])
+    question = "\n".join(
+        (BUILTIN_QUESTIONS[name].text, *(f"{'ABCD'[place]}. {level}" for place, level in enumerate(LEVELS)))
+    )
     [(_, [said])] = model.look([model.prepare(photo("cat.jpg"))], [question])
 
     assert chosen.text in LEVELS
@@ -65,14 +67,14 @@ def test_what_it_says_to_a_ready_question_is_one_of_its_choices(model: QSit, nam
 def test_a_copy_that_is_much_worse_gets_the_worse_word(model: QSit, question: str, name: str) -> None:
     worse = distort(HARMS[question][0], photo(name), 0.9, np.random.default_rng(0))
 
-    looks = model.look([model.prepare(photo(name)), model.prepare(worse)], [READY[question]])
+    looks = model.look([model.prepare(photo(name)), model.prepare(worse)], [BUILTIN_QUESTIONS[question]])
 
     clean, bad = (LEVELS.index(answer.text) for _, [answer] in looks)
     assert bad < clean
 
 
 def test_it_says_what_is_wrong_in_plain_words(model: QSit) -> None:
-    [(_, [answer])] = model.look([model.prepare(photo("rocket_underexposed.jpg"))], [READY["overall"]])
+    [(_, [answer])] = model.look([model.prepare(photo("rocket_underexposed.jpg"))], [BUILTIN_QUESTIONS["overall"]])
 
     assert answer.text.startswith("The quality of this image is ")
     assert "too dark" in answer.text

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from qsit.questions import READY, Answer, Question, forms, put
+from qsit.questions import BUILTIN_QUESTIONS, Answer, Question, accepted_replies, render_prompt
 from qsit.rating import Score
 from tests.support.paths import GOLDEN
 from worker.inference import generation, shared_prefix
@@ -219,13 +219,13 @@ def test_choices_have_the_likelihoods_that_transformers_gives_them(model: QSit, 
     peer: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     prompts, image = model._prompts, prepared[2]
     end = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
-    before, after = prompts.ids(put(CHOICES))
+    before, after = prompts.ids(render_prompt(CHOICES))
     with torch.inference_mode():
         features = torch.cat([part for row in model._rows(model.upload([image])) for part in row[1:3]])
     shares = []
     for choice in range(len(CHOICES.choices)):
         share = 0.0
-        for form in forms(CHOICES, choice):
+        for form in accepted_replies(CHOICES, choice):
             reply = [*prompts.of(form), end]
             embed = peer.get_input_embeddings()
             row = torch.cat([embed(torch.tensor(before)), features, embed(torch.tensor(after + reply))])
@@ -250,9 +250,9 @@ def test_choices_without_a_finite_likelihood_are_an_error() -> None:
 
 
 def test_the_ready_questions_are_answered(model: QSit, prepared: list[Prepared]) -> None:
-    [(_, answers)] = model.look(prepared[2:3], [*READY.values()])
+    [(_, answers)] = model.look(prepared[2:3], [*BUILTIN_QUESTIONS.values()])
 
-    for question, answer in zip(READY.values(), answers, strict=True):
+    for question, answer in zip(BUILTIN_QUESTIONS.values(), answers, strict=True):
         assert not question.choices or answer.text in question.choices
         assert len(answer.probabilities) == len(question.choices)
 

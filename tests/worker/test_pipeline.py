@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.claims import Claim, ClaimedItem, Failed, Findings, Known, Result, Scored
-from qsit.errors import DatabaseUnavailable, ImageError, ProcessSpent, WorkerFault
+from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, Failed, Result, Scored
+from qsit.errors import DatabaseUnavailable, ImageError, ProcessUnusable, WorkerFault
 from qsit.questions import Answer, Question
 from qsit.rating import Score, score_of
 from qsit.states import Reason
 from tests.support.programs import until
 from worker.inference.tiles import Prepared
-from worker.pipeline import Pipeline, Ready
+from worker.pipeline import Pipeline, PreparedPhoto
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,8 @@ def photo(item: ClaimedItem, tokens: int = 10) -> Prepared:
     return Prepared(np.zeros((1, 1, 1, 3), np.uint8), item.image_id, 1, tokens)
 
 
-def ready(prepare: Callable[[ClaimedItem], Prepared]) -> Callable[[ClaimedItem, Callable[[], None]], Ready]:
-    return lambda item, _: Ready(prepare(item))
+def ready(prepare: Callable[[ClaimedItem], Prepared]) -> Callable[[ClaimedItem, Callable[[], None]], PreparedPhoto]:
+    return lambda item, _: PreparedPhoto(prepare(item))
 
 
 def run(
@@ -524,7 +524,7 @@ def test_a_model_that_fails_on_a_good_image_too_is_broken_and_fails_no_photo() -
     pipeline = Pipeline(LostDevice(), "float16", 100, 2, probe)
     items = [ClaimedItem(number, f"file:///{number}.jpg", "1", False) for number in range(5)]
 
-    with pytest.raises(ProcessSpent, match="illegal memory access"):
+    with pytest.raises(ProcessUnusable, match="illegal memory access"):
         list(pipeline.run(items, ready(lambda _: probe), lambda *_: None, turn_s=60, stopping=lambda: False))
 
 
@@ -553,8 +553,12 @@ def test_what_this_worker_cannot_read_holds_up_no_other() -> None:
 def test_what_is_known_is_not_scored_and_what_was_learnt_goes_with_the_score() -> None:
     model = MadeUpModel()
 
-    def prepare(item: ClaimedItem, _: Callable[[], None]) -> Ready | Known:
-        return Known(item.image_id, "v7") if item.image_id == 1 else Ready(photo(item), f"v{item.image_id}")
+    def prepare(item: ClaimedItem, _: Callable[[], None]) -> PreparedPhoto | AlreadyScored:
+        return (
+            AlreadyScored(item.image_id, "v7")
+            if item.image_id == 1
+            else PreparedPhoto(photo(item), f"v{item.image_id}")
+        )
 
     [batch] = made(model).run(items(3), prepare, lambda *_: None, turn_s=60, stopping=lambda: False)
 
@@ -564,22 +568,22 @@ def test_what_is_known_is_not_scored_and_what_was_learnt_goes_with_the_score() -
         (1, "v7"),
         (2, "v2"),
     ]
-    assert [result.image_id for result in batch if isinstance(result, Known)] == [1]
+    assert [result.image_id for result in batch if isinstance(result, AlreadyScored)] == [1]
 
 
 @pytest.mark.parametrize("suspects", [(), (0,)])
 def test_a_decoder_that_does_not_come_back_costs_its_photo_and_the_process(suspects: tuple[int, ...]) -> None:
     come_back = threading.Event()
 
-    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:
         decoding()
         if item.image_id == 0:
             come_back.wait(60)
-        return Ready(photo(item))
+        return PreparedPhoto(photo(item))
 
     pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
     batches: Batches = []
-    with pytest.raises(ProcessSpent):
+    with pytest.raises(ProcessUnusable):
         batches.extend(pipeline.run(items(1, suspects), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
     come_back.set()
 
@@ -592,15 +596,15 @@ def test_a_decoder_that_does_not_come_back_costs_its_photo_and_the_process(suspe
 def test_after_a_time_out_nothing_more_is_taken_up() -> None:
     come_back = threading.Event()
 
-    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:
         decoding()
         if item.image_id == 2:
             come_back.wait(60)
-        return Ready(photo(item))
+        return PreparedPhoto(photo(item))
 
     pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
     batches: Batches = []
-    with pytest.raises(ProcessSpent):
+    with pytest.raises(ProcessUnusable):
         batches.extend(pipeline.run(items(300), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
     come_back.set()
 
@@ -609,10 +613,10 @@ def test_after_a_time_out_nothing_more_is_taken_up() -> None:
 
 
 def test_reading_takes_the_time_it_takes() -> None:
-    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> Ready:
+    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:
         threading.Event().wait(0.5)
         decoding()
-        return Ready(photo(item))
+        return PreparedPhoto(photo(item))
 
     pipeline = Pipeline(MadeUpModel(), "float32", 1000, 2, decode_s=0.1)
     batches = list(pipeline.run(items(2), prepare, lambda *_: None, turn_s=60, stopping=lambda: False))
@@ -661,11 +665,11 @@ def asking(*, rescore: bool = False, below: float | None = None) -> Claim:
     return Claim(1, 1, 1, "", rescore, "token", [], QUESTIONS, below)
 
 
-def looked_at(claim: Claim, found: Sequence[Findings]) -> list[Result]:
+def looked_at(claim: Claim, found: Sequence[ExistingResults]) -> list[Result]:
     """What becomes of photos in one batch, of which that is known."""
     batches = made(MadeUpModel()).run(
         items(len(found)),
-        lambda item, _: Ready(photo(item), None, found[item.image_id]),
+        lambda item, _: PreparedPhoto(photo(item), None, found[item.image_id]),
         lambda *_: None,
         turn_s=60,
         stopping=lambda: False,
@@ -676,7 +680,7 @@ def looked_at(claim: Claim, found: Sequence[Findings]) -> list[Result]:
 
 
 def test_a_question_is_answered_beside_the_score() -> None:
-    first, second = looked_at(asking(), [Findings(), Findings()])
+    first, second = looked_at(asking(), [ExistingResults(), ExistingResults()])
 
     assert isinstance(first, Scored)
     assert isinstance(second, Scored)
@@ -686,13 +690,13 @@ def test_a_question_is_answered_beside_the_score() -> None:
 
 def test_only_what_has_no_answer_is_asked_and_a_score_that_is_there_stays() -> None:
     known, half, new = looked_at(
-        asking(), [Findings(0.5, frozenset({7})), Findings(None, frozenset({9})), Findings(0.1)]
+        asking(), [ExistingResults(0.5, frozenset({7})), ExistingResults(None, frozenset({9})), ExistingResults(0.1)]
     )
 
-    assert known == Known(0, None, "float32", {9: Answer("Is it blurred? 0")})
+    assert known == AlreadyScored(0, None, "float32", {9: Answer("Is it blurred? 0")})
     assert isinstance(half, Scored)
     assert half.answers == {7: Answer("Is it hazy? 1")}
-    assert isinstance(new, Known)
+    assert isinstance(new, AlreadyScored)
     assert set(new.answers) == {7, 9}
 
 
@@ -700,14 +704,16 @@ def test_photos_whose_score_is_not_below_are_not_asked_about() -> None:
     low, high = (score_of((float(width), *LOGITS[1:])).value for width in (0, 1))
     assert low < high
 
-    results = looked_at(asking(below=high), [Findings(), Findings(), Findings(high), Findings(low)])
+    results = looked_at(
+        asking(below=high), [ExistingResults(), ExistingResults(), ExistingResults(high), ExistingResults(low)]
+    )
 
     assert [len(result.answers) for result in results if isinstance(result, Scored)] == [2, 0]
-    assert [len(result.answers) for result in results if isinstance(result, Known)] == [0, 2]
+    assert [len(result.answers) for result in results if isinstance(result, AlreadyScored)] == [0, 2]
 
 
 def test_all_is_asked_again_when_photos_are_scored_again() -> None:
-    results = looked_at(asking(rescore=True), [Findings(0.5, frozenset({7, 9}))])
+    results = looked_at(asking(rescore=True), [ExistingResults(0.5, frozenset({7, 9}))])
 
     assert [len(result.answers) for result in results if isinstance(result, Scored)] == [2]
 

@@ -12,7 +12,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DEEP = (*SIXTEEN_BITS, "I", "F")
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits, scaled from the range it is in; its transparent value, if it has one, becomes white."""
     stored = np.asarray(image)
     tags = getattr(image, "tag_v2", {})  # of a TIFF

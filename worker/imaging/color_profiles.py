@@ -5,7 +5,7 @@ import io
 from PIL import Image, ImageCms
 
 
-def in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """
     An image of mode RGB, L or CMYK, converted, unless the profile is sRGB by its own name or cannot be used.
 

@@ -20,9 +20,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from qsit.errors import ImageError
 from qsit.states import Reason
 from worker.imaging import limits
-from worker.imaging.bit_depth import DEEP, eight_bits
-from worker.imaging.color_profiles import in_srgb
-from worker.imaging.formats import kind_of, not_read
+from worker.imaging.bit_depth import DEEP, to_eight_bits
+from worker.imaging.color_profiles import to_srgb
+from worker.imaging.formats import format_of, unsupported
 from worker.imaging.jpeg2000 import check_jpeg2000, profile_of_jpeg2000
 
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", *DEEP)
@@ -45,7 +45,7 @@ def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Im
     if not data:
         raise ImageError(Reason.EMPTY, "the file has zero bytes")
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is fixed and sometimes a warning; ours follows below
-    kind = kind_of(data)
+    kind = format_of(data)
     with _broken_data():
         if kind in CHECKS:
             CHECKS[kind](data, max_pixels)
@@ -78,7 +78,7 @@ def _tiff(file: io.BytesIO) -> Image.Image:
     except SyntaxError as error:
         if not str(error).startswith("unknown"):  # data organization, pixel mode
             raise
-        raise not_read(f"TIFF of this kind ({error})") from error
+        raise unsupported(f"TIFF of this kind ({error})") from error
 
 
 def _heif(file: io.BytesIO) -> Image.Image:
@@ -133,12 +133,12 @@ def _as_shown(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     turn = _TURNS.get(_orientation(image))
     if image.mode in DEEP:
-        image = eight_bits(image)
+        image = to_eight_bits(image)
     image = _on_white(image)
     if image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     if profile:
-        image = in_srgb(image, profile)
+        image = to_srgb(image, profile)
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)

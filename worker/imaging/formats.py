@@ -34,7 +34,7 @@ HEVC_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 HEIF_BRANDS = frozenset([b"mif1", b"mif2", b"msf1"])  # of the container, whatever is in it
 
 
-def kind_of(data: bytes) -> str:
+def format_of(data: bytes) -> str:
     """
     JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, JPEG2000 or HEIF.
 
@@ -50,13 +50,13 @@ def kind_of(data: bytes) -> str:
         return "BMP"
     for start, words in STARTS_OF_OTHERS:
         if data.startswith(start):
-            raise not_read(words)
+            raise unsupported(words)
     if data[4:8] == b"ftyp":
         return _kind_by_brands(data)
     raise ImageError(Reason.NOT_AN_IMAGE, "the content is of no image format that is read")
 
 
-def not_read(words: str) -> ImageError:
+def unsupported(words: str) -> ImageError:
     """That a photo is of a kind which is not read."""
     return ImageError(Reason.UNSUPPORTED, f"{words} is not read; convert it to JPEG or PNG")
 
@@ -72,4 +72,4 @@ def _kind_by_brands(data: bytes) -> str:
             return "HEIF"
     if major in HEIF_BRANDS:
         return "HEIF"
-    raise not_read("a Canon raw file" if major == b"crx " else "a film, or another kind of ISO media file,")
+    raise unsupported("a Canon raw file" if major == b"crx " else "a film, or another kind of ISO media file,")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from worker.imaging.formats import not_read
+from worker.imaging.formats import unsupported
 from worker.imaging.limits import check_size
 
 SIZE, CODING, CODING_OF_COLOUR, TILE_PART, DATA = 0x51, 0x52, 0x53, 0x90, 0x93
@@ -26,9 +26,9 @@ def check_jpeg2000(data: bytes, max_pixels: int) -> None:
             pixels = (right - left) * (bottom - top)
             check_size(right - left, bottom - top, max_pixels)
             if components > 4:
-                raise not_read(f"JPEG 2000 of {components} channels")
+                raise unsupported(f"JPEG 2000 of {components} channels")
             if components > 1 and depth & 127 > 7:
-                raise not_read("JPEG 2000 with more than 8 bits a colour")
+                raise unsupported("JPEG 2000 with more than 8 bits a colour")
             _check_parts(-(-right // tile_width) * -(-bottom // tile_height), 1_000 + pixels // 1024)
         elif marker == CODING:
             _check_parts(components * _parts(content[5:], pixels, content[0] & 1), 1_000_000 + pixels // 32)

@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, MAX_SAMPLESPERPIXEL, ImageFile
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from worker.imaging.formats import not_read
+from worker.imaging.formats import unsupported
 
 MAX_SIDE = 1_000_000
 """In pixels: to shrink a photo, Pillow makes a table of 32 bytes for each pixel of a side."""
@@ -74,15 +74,15 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     """Raw files are TIFFs by their look, with a small preview first; and tiles may be larger than the image."""
     tags = _first_directory(data)
     if DNG_VERSION in tags:
-        raise not_read("a raw file (DNG)")
+        raise unsupported("a raw file (DNG)")
     if number(tags, SUBFILE_TYPE) & 1 or number(tags, OLD_SUBFILE_TYPE) == 2 or data[8:10] == b"CR":
-        raise not_read("a TIFF that begins with a preview, as raw files do,")
+        raise unsupported("a TIFF that begins with a preview, as raw files do,")
     if number(tags, ExifTags.Base.PhotometricInterpretation) in (CFA, LINEAR_RAW):
-        raise not_read("a raw file")
+        raise unsupported("a raw file")
     if (channels := number(tags, ExifTags.Base.SamplesPerPixel)) > MAX_SAMPLESPERPIXEL:
-        raise not_read(f"TIFF of {channels} channels")
+        raise unsupported(f"TIFF of {channels} channels")
     if (compression := number(tags, ExifTags.Base.Compression, 1)) not in COMPRESSION_INFO:
-        raise not_read(f"TIFF of compression {compression}")
+        raise unsupported(f"TIFF of compression {compression}")
     if not all(tags.keys() & place for place in TIFF_PIXELS):
         raise ImageError(Reason.CORRUPT, "the data is broken: the directory of its pixels is missing")
     tile = number(tags, ExifTags.Base.TileWidth), number(tags, ExifTags.Base.TileLength)

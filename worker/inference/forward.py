@@ -71,15 +71,15 @@ def _gelu(values: Tensor) -> Tensor:
     return inner.sigmoid_().mul_(values)
 
 
-Turns = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary embedding: (tokens, 1, width of a head) each."""
 
-Kept = list[tuple[Tensor, Tensor]]
+KVCache = list[tuple[Tensor, Tensor]]
 """Of each layer, keys and values: (tokens, heads of those, width of a head), the keys turned."""
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackedSequences:
     """Where rows begin and end that lie one behind the other."""
 
     lengths: Sequence[int]
@@ -121,7 +121,7 @@ class LanguageModel:
         embedding = self._text.embed_tokens
         return embedding(torch.as_tensor(ids, device=embedding.weight.device))  # type: ignore[no-any-return]
 
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
         """Of tokens at their positions, (tokens,)."""
         cos, sin = self._text.rotary_emb(torch.empty(0, dtype=dtype, device=positions.device), positions[None])
         return cos[0, :, None], sin[0, :, None]
@@ -130,7 +130,7 @@ class LanguageModel:
         """What the head sees of the last layer's output."""
         return _norm(self._text.norm, hidden)
 
-    def __call__(self, hidden: Tensor, packing: Packing, kept: Kept | None = None) -> Tensor:
+    def __call__(self, hidden: Tensor, packing: PackedSequences, kept: KVCache | None = None) -> Tensor:
         """
         (tokens, width) of embeddings to (rows, width): what the head sees of each row's last token.
 
@@ -142,7 +142,9 @@ class LanguageModel:
         return self.normed(_last_text_layer(self.layers[-1], hidden, turns, packing, kept))
 
 
-def text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing, kept: Kept | None = None) -> Tensor:
+def text_layer(
+    layer: Any, hidden: Tensor, turns: Rotary, packing: PackedSequences, kept: KVCache | None = None
+) -> Tensor:
     """(tokens, width) to the same."""
     queries, keys, values = attention_inputs(layer, hidden, turns)
     _keep(kept, keys, values)
@@ -150,15 +152,17 @@ def text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing, kept:
     return layer_output(layer, hidden, attended)
 
 
-def attention_inputs(layer: Any, hidden: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+def attention_inputs(layer: Any, hidden: Tensor, turns: Rotary) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens, width) to queries, keys and values, (tokens, heads, width of a head), turned by their positions."""
     attention = layer.self_attn
     joint = linear(_norm(layer.input_layernorm, hidden), attention.weight, attention.bias)
     queries, keys, values = _heads(joint.split(attention.sizes, dim=1), attention)
-    return _turned(queries, turns), _turned(keys, turns), values
+    return apply_rotary(queries, turns), apply_rotary(keys, turns), values
 
 
-def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing, kept: Kept | None) -> Tensor:
+def _last_text_layer(
+    layer: Any, hidden: Tensor, turns: Rotary, packing: PackedSequences, kept: KVCache | None
+) -> Tensor:
     attention = layer.self_attn
     width = attention.sizes[0]
     last = packing.ends[1:].long() - 1
@@ -166,13 +170,13 @@ def _last_text_layer(layer: Any, hidden: Tensor, turns: Turns, packing: Packing,
     joint = linear(normed, attention.weight[width:], attention.bias[width:])
     keys, values = _heads(joint.split(attention.sizes[1:], dim=1), attention)
     (queries,) = _heads((linear(normed[last], attention.weight[:width], attention.bias[:width]),), attention)
-    queries, keys = _turned(queries, (turns[0][last], turns[1][last])), _turned(keys, turns)
+    queries, keys = apply_rotary(queries, (turns[0][last], turns[1][last])), apply_rotary(keys, turns)
     _keep(kept, keys, values)
     attended = _attend_to_rows(queries, keys, values, packing, attention.scaling)
     return layer_output(layer, hidden[last], attended)
 
 
-def _keep(kept: Kept | None, keys: Tensor, values: Tensor) -> None:
+def _keep(kept: KVCache | None, keys: Tensor, values: Tensor) -> None:
     if kept is not None:
         kept.append((keys, values.contiguous()))  # a copy: as they are, they would hold the queries, too
 
@@ -193,7 +197,7 @@ def _in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return function(rows) if rows.is_cuda else torch.cat([function(part) for part in rows.split(BLOCK)])
 
 
-def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float) -> Tensor:
+def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: PackedSequences, scale: float) -> Tensor:
     """(tokens, heads, width of a head), keys and values with fewer heads, to the same as the queries."""
     if is_flash(queries):
         longest = max(packing.lengths)
@@ -206,7 +210,7 @@ def _attend_causally(queries: Tensor, keys: Tensor, values: Tensor, packing: Pac
     return torch.cat([_attend_one(q, k, v, scale, is_causal=True) for q, k, v in rows])
 
 
-def _attend_to_rows(queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float) -> Tensor:
+def _attend_to_rows(queries: Tensor, keys: Tensor, values: Tensor, packing: PackedSequences, scale: float) -> Tensor:
     """One query for each row, (rows, heads, width of a head), which sees all of it."""
     if is_flash(queries):
         attended = varlen_attn(
@@ -234,7 +238,7 @@ def _heads(parts: Sequence[Tensor], attention: Any) -> list[Tensor]:
     return [part.unflatten(1, (-1, attention.head_dim)) for part in parts]
 
 
-def _turned(heads: Tensor, turns: Turns) -> Tensor:
+def apply_rotary(heads: Tensor, turns: Rotary) -> Tensor:
     cos, sin = turns
     first, second = heads.chunk(2, dim=2)
     return heads * cos + torch.cat((-second, first), dim=2) * sin

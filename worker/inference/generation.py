@@ -7,9 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from qsit.questions import Answer, Question, forms
+from qsit.questions import Answer, Question, accepted_replies
 from worker.inference.prompts import Prompts
-from worker.inference.shared_prefix import Branches
+from worker.inference.shared_prefix import Continuations
 
 POSITIONS = 128
 """Tokens for which the logits of the whole vocabulary are held at a time."""
@@ -19,7 +19,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def answers(
-    branches: Branches, asked: Sequence[Question], ids: Sequence[Sequence[int]], head: Head, prompts: Prompts
+    branches: Continuations, asked: Sequence[Question], ids: Sequence[Sequence[int]], head: Head, prompts: Prompts
 ) -> list[Answer]:
     """
     The answer to the question of each branch; the branches have no tokens yet.
@@ -30,8 +30,8 @@ def answers(
     last = hidden[torch.arange(len(ids)), torch.tensor([len(each) - 1 for each in ids])]
     found: dict[int, Answer] = {}
     for way, places in (
-        (greedy, [place for place, question in enumerate(asked) if not question.choices]),
-        (likeliest, [place for place, question in enumerate(asked) if question.choices]),
+        (generate_greedy, [place for place, question in enumerate(asked) if not question.choices]),
+        (score_choices, [place for place, question in enumerate(asked) if question.choices]),
     ):
         if places:
             some = way(branches.pick(places), last[places], [asked[place] for place in places], head, prompts)
@@ -39,7 +39,9 @@ def answers(
     return [found[place] for place in range(len(asked))]
 
 
-def greedy(branches: Branches, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts) -> list[Answer]:
+def generate_greedy(
+    branches: Continuations, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts
+) -> list[Answer]:
     """
     What the model says: the likeliest token, again and again, to the end or the limit. What has ended leaves the batch.
 
@@ -63,8 +65,8 @@ def greedy(branches: Branches, last: Tensor, asked: Sequence[Question], head: He
     return [Answer(prompts.text_of(tokens), is_cut) for tokens, is_cut in zip(said, cut, strict=True)]
 
 
-def likeliest(
-    branches: Branches, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts
+def score_choices(
+    branches: Continuations, last: Tensor, asked: Sequence[Question], head: Head, prompts: Prompts
 ) -> list[Answer]:
     """
     The likeliest choice, with the probabilities of all: that of a choice is the sum of those of the replies that count
@@ -76,7 +78,7 @@ def likeliest(
         (place, choice, list(tokens))
         for place, question in enumerate(asked)
         for choice in range(len(question.choices))
-        for tokens in sorted({tuple(prompts.of(form)) for form in forms(question, choice)})
+        for tokens in sorted({tuple(prompts.of(form)) for form in accepted_replies(question, choice)})
     ]
     hidden = branches.pick([place for place, _, _ in replies]).extend([tokens for _, _, tokens in replies])
     states = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-from worker.inference.forward import Kept, LanguageModel, Packing, attention_inputs, is_flash, layer_output
+from worker.inference.forward import KVCache, LanguageModel, PackedSequences, attention_inputs, is_flash, layer_output
 
 QUERIES = 64
 """That attend to a row at a time where rows are not told by their ends."""
@@ -22,10 +22,10 @@ STEP = 32
 """By so many tokens the room of the branches grows."""
 
 
-class Rows:
+class PrefixCache:
     """Keys and values of the tokens that branches have in common, packed."""
 
-    def __init__(self, kept: Kept, packing: Packing, rows: Sequence[int], without: int) -> None:
+    def __init__(self, kept: KVCache, packing: PackedSequences, rows: Sequence[int], without: int) -> None:
         """
         Of some of the rows of a pass, all but their last tokens, `without` of them. Takes what was kept apart layer by
         layer, so that no more than one layer is there twice.
@@ -35,33 +35,33 @@ class Rows:
             ends.append(ends[-1] + length)
         parts = [torch.arange(ends[row], ends[row + 1] - without, device=packing.device) for row in rows]
         index = torch.cat(parts)
-        self.packing = Packing([len(part) for part in parts], packing.device)
-        self.kept: Kept = []
+        self.packing = PackedSequences([len(part) for part in parts], packing.device)
+        self.kept: KVCache = []
         while kept:
             keys, values = kept.pop(0)
             self.kept.append((keys[index], values[index]))
 
 
-class Branches:
+class Continuations:
     """
     Tokens that go on from rows, beside each other, filled up to the right: none at first.
 
     of_row: of each branch, the row it goes on from; in ascending order.
     """
 
-    def __init__(self, text: LanguageModel, rows: Rows, of_row: Sequence[int]) -> None:
+    def __init__(self, text: LanguageModel, rows: PrefixCache, of_row: Sequence[int]) -> None:
         self._text = text
         self._rows = rows
         self._of_row = list(of_row)
         self._lengths = [0] * len(of_row)
-        self._own: Kept = [
+        self._own: KVCache = [
             (keys.new_empty(len(of_row), 0, *keys.shape[1:]), values.new_empty(len(of_row), 0, *values.shape[1:]))
             for keys, values in rows.kept
         ]
 
-    def pick(self, places: Sequence[int]) -> "Branches":
+    def pick(self, places: Sequence[int]) -> "Continuations":
         """Some of the branches, each as often as it is named, to go on apart; places in ascending order."""
-        picked = Branches(self._text, self._rows, [self._of_row[place] for place in places])
+        picked = Continuations(self._text, self._rows, [self._of_row[place] for place in places])
         picked._lengths = [self._lengths[place] for place in places]
         index = torch.tensor(places, device=self._rows.packing.device)
         picked._own = [(keys[index], values[index]) for keys, values in self._own]
@@ -91,7 +91,7 @@ class Branches:
             scale = layer.self_attn.scaling
             to_rows = _attend_to_rows(queries, *of_rows, packing, self._rows.packing, scale)
             attended, sums = _attend(queries.unflatten(0, (-1, most)), own_keys, own_values, scale, seen)
-            hidden = layer_output(layer, hidden, _joined(to_rows, (attended.flatten(0, 1), sums.flatten(0, 1))))
+            hidden = layer_output(layer, hidden, _merge(to_rows, (attended.flatten(0, 1), sums.flatten(0, 1))))
         self._lengths = [length + len(each) for length, each in zip(self._lengths, ids, strict=True)]
         return self._text.normed(hidden).unflatten(0, (-1, most))  # type: ignore[no-any-return]
 
@@ -103,11 +103,11 @@ class Branches:
             self._own = [(_longer(keys, more), _longer(values, more)) for keys, values in self._own]
         return self._own[0][0].shape[1]
 
-    def _queries(self, of_each: int) -> Packing:
+    def _queries(self, of_each: int) -> PackedSequences:
         """How many queries each row gets, from all of its branches."""
         branches = Counter(self._of_row)
         rows = range(len(self._rows.packing.lengths))
-        return Packing([branches[row] * of_each for row in rows], self._rows.packing.device)
+        return PackedSequences([branches[row] * of_each for row in rows], self._rows.packing.device)
 
 
 Attended = tuple[Tensor, Tensor]
@@ -115,7 +115,7 @@ Attended = tuple[Tensor, Tensor]
 
 
 def _attend_to_rows(
-    queries: Tensor, keys: Tensor, values: Tensor, of_queries: Packing, of_rows: Packing, scale: float
+    queries: Tensor, keys: Tensor, values: Tensor, of_queries: PackedSequences, of_rows: PackedSequences, scale: float
 ) -> Attended:
     """(queries, heads, width of a head), each of which sees all of its row."""
     if is_flash(queries):
@@ -149,7 +149,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, seen: T
     return attended.flatten(2, 3), sums.permute(0, 3, 1, 2).flatten(2, 3)
 
 
-def _joined(first: Attended, second: Attended) -> Tensor:
+def _merge(first: Attended, second: Attended) -> Tensor:
     """What attention to the keys of both gives."""
     share = torch.sigmoid(first[1] - second[1])[..., None]
     return (first[0] * share + second[0] * (1 - share)).to(first[0].dtype)

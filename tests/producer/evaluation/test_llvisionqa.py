@@ -16,7 +16,7 @@ from producer.evaluation.answers import REASONS
 from producer.evaluation.llvisionqa import Item, Tally
 from producer.evaluation.skipped import LeftOut
 from qsit.errors import CheckpointError, ImageError, SourceError
-from qsit.questions import Answer, Question, put
+from qsit.questions import Answer, Question, render_prompt
 from qsit.rating import Score
 from tests.support.paths import EXAMPLES
 from worker.imaging.decode import decode
@@ -187,7 +187,7 @@ def test_progress_is_told(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> No
 
 def briefly(item: Item) -> Question:
     """As it is asked, but for a short answer: random weights never come to an end."""
-    return Question("", put(item.question), max_new_tokens=8)
+    return Question("", render_prompt(item.question), max_new_tokens=8)
 
 
 def test_the_tiny_model_is_asked_each_question_about_its_own_photo(

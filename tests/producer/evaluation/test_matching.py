@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from models.claims import Lane, Scored
+from models.claims import QueueKey, Scored
 from models.ledger import leases, scheduling
 from models.queries import scorers
 from producer.evaluation import matching
@@ -22,15 +22,15 @@ def scored(engine: Engine, scores: dict[str, float], version: str = "1", **spec:
     """Scores by URI, of a scorer; the job."""
     wanted = replace(SPEC, key=str(scores), **spec)
     job = listed(engine, [Photo(uri, version) for uri in scores], wanted)
-    lane = Lane(wanted.model, wanted.revision)
-    while messages := scheduling.send(engine, lane, ahead=4, lease_s=60):
+    lane = QueueKey(wanted.model, wanted.revision)
+    while messages := scheduling.stage_chunks(engine, lane, ahead=4, lease_s=60):
         for message in messages:
             claim = leases.claim(engine, message.chunk_id, lane, process_id.identity(), 60)
             assert claim is not None
             logits = (0.0, 1.0, 2.0, 3.0, 4.0)
             done = [Scored(item.image_id, scores[item.uri], logits, "float32") for item in claim.items]
             leases.record(engine, claim, done, 60)
-            leases.hand_back(engine, claim)
+            leases.release(engine, claim)
     return job
 
 

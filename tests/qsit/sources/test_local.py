@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from qsit.errors import ImageError, SourceError, WorkerFault
-from qsit.sources.filters import Found
+from qsit.sources.filters import ListedPhoto
 from qsit.sources.source import Listing, Reader
 from qsit.sources.uris import local_path, path_of, prefix_of, uri_of
 from qsit.states import Reason
@@ -76,7 +76,7 @@ def test_a_photo_is_listed_with_its_size_and_time(tmp_path: Path) -> None:
     photo = put(tmp_path / "a.jpg")
     os.utime(photo, ns=(1, 1234567890123456789))
 
-    assert list(Listing().walk(str(tmp_path))) == [Found(photo.as_uri(), f"{len(CONTENT)}-1234567890123456789")]
+    assert list(Listing().walk(str(tmp_path))) == [ListedPhoto(photo.as_uri(), f"{len(CONTENT)}-1234567890123456789")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from qsit.errors import ImageError, SourceError, WorkerFault
 from qsit.sources import s3_client, s3_reader
-from qsit.sources.filters import Found
+from qsit.sources.filters import ListedPhoto
 from qsit.sources.source import Listing, Reader
 from qsit.states import UNKNOWN_VERSION, Reason
 from tests.support import s3_servers
@@ -156,7 +156,7 @@ def test_a_key_of_a_list_is_found_without_asking_s3(moto: Moto) -> None:
 
     found = list(listing.walk("s3://photos/no/such.key", of_list=True))
 
-    assert found == [Found("s3://photos/no/such.key", UNKNOWN_VERSION)]
+    assert found == [ListedPhoto("s3://photos/no/such.key", UNKNOWN_VERSION)]
     assert moto.asked == []
 
 

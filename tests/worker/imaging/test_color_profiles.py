@@ -70,7 +70,7 @@ def test_an_srgb_profile_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image = photo()
 
-    assert ours.in_srgb(image, profile) is image
+    assert ours.to_srgb(image, profile) is image
 
 
 def test_a_photo_in_rgb_is_converted_without_a_copy() -> None:
@@ -80,7 +80,7 @@ def test_a_photo_in_rgb_is_converted_without_a_copy() -> None:
     expected = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     assert expected is not None
 
-    assert ours.in_srgb(image, profile) is image
+    assert ours.to_srgb(image, profile) is image
     np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
 
 

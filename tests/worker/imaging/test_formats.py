@@ -12,7 +12,7 @@ from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.support.paths import ROOT
 from tests.support.samples import every_sample
-from worker.imaging.formats import kind_of
+from worker.imaging.formats import format_of
 
 CHILD = """
 import json, sys
@@ -66,7 +66,7 @@ def test_every_format_with_and_without_the_extra(name: str, outcomes: tuple[str,
 def test_the_content_says_what_a_file_is(name: str) -> None:
     said = name.split()[0].rstrip(",")
 
-    assert kind_of(every_sample()[name]) == {"MPO": "JPEG"}.get(said, said)
+    assert format_of(every_sample()[name]) == {"MPO": "JPEG"}.get(said, said)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_the_content_says_what_a_file_is(name: str) -> None:
     ],
 )
 def test_brands_tell_avif_from_heic(major: str, compatible: str, kind: str) -> None:
-    assert kind_of(file_type(major, compatible)) == kind
+    assert format_of(file_type(major, compatible)) == kind
 
 
 @pytest.mark.parametrize(("major", "words"), [("crx ", "Canon raw"), ("isom", "film"), ("qt  ", "film")])
 def test_other_brands_are_not_read(major: str, words: str) -> None:
     with pytest.raises(ImageError, match=words) as error:
-        kind_of(file_type(major, "isom"))
+        format_of(file_type(major, "isom"))
     assert error.value.reason is Reason.UNSUPPORTED
 
 
