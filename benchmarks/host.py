@@ -92,7 +92,7 @@ class Child:
         with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
             if threads == 1:
                 stack.enter_context(patch.object(Image.Image, "resize", self._timed("resize", Image.Image.resize)))
-                stack.enter_context(patch("worker.imaging.decode.in_srgb", self._timed("colour", to_srgb)))
+                stack.enter_context(patch("worker.imaging.decode.to_srgb", self._timed("colour", to_srgb)))
             list(pool.map(self.prepare, [data] * threads))
             self.took.clear()
             faults, wall, start = _faults(), time.perf_counter(), time.process_time()

@@ -40,8 +40,8 @@ from qsit.states import JobState, WorkerState
 from tests.support import null_worker
 from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
 from tests.support.programs import make_photos, run, until
-from worker import COMMAND
 from worker.imaging.decode import decode
+from worker.launch import COMMAND
 from worker.pipeline import Pipeline, PreparedPhoto
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"

@@ -16,7 +16,7 @@ from celery.platforms import set_pdeathsig
 from qsit.errors import QsitError
 from qsit.process_id import identity
 from qsit.settings import Settings
-from worker import COMMAND, SAFE_PATH, TRY_AGAIN
+from worker.launch import COMMAND, SAFE_PATH, TRY_AGAIN
 
 STOP_S = 20.0
 """How long a worker may take to hand back what it holds before it is killed."""

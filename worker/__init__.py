@@ -1,12 +1,1 @@
-"""The worker: one loaded Q-SiT model a device, fed with chunks by Celery."""
-
-import sys
-
-COMMAND = [sys.executable, "-m", "worker"]
-"""Runs a worker; wants SAFE_PATH in its environment."""
-
-TRY_AGAIN = 75
-"""The exit status of the worker of a `qsit score` that did not find its database or Redis: start it again."""
-
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""So that a folder called worker or models where the user stands is not taken for ours, by no process of a worker."""
+"""The worker: Celery processes that each hold one loaded Q-SiT model on one device."""

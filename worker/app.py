@@ -13,8 +13,8 @@ from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable
-from worker import TRY_AGAIN
 from worker.devices import find_devices
+from worker.launch import TRY_AGAIN
 
 log = logging.getLogger("qsit")
 

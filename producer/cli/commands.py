@@ -37,7 +37,7 @@ from qsit.errors import UsageError
 from qsit.questions import BUILTIN_QUESTIONS
 from qsit.sources import uris
 from qsit.states import JobState
-from worker import COMMAND, SAFE_PATH
+from worker.launch import COMMAND, SAFE_PATH
 
 
 def _talk(line: str) -> None:

@@ -19,8 +19,7 @@ from models.tables import AnswerRow, JobQuestionRow, JobRow, QuestionRow
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
-from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
-from tests.models.test_leases import HERE, claimed, expire, good
+from tests.support.ledger import HERE, QUEUE, SPEC, claimed, expire_leases, good, listed, photos, score_all
 
 LEVELS = ("low", "high")
 SHARP = Question("sharpness", "How sharp is it?", LEVELS)
@@ -51,9 +50,9 @@ def work(
 ) -> tuple[int, int]:
     """Do all the work that there is; how many photos were scored, and how many answers given."""
     done: list[Scored | AlreadyScored] = []
-    while messages := scheduling.stage_chunks(engine, LANE, ahead=4, lease_s=60):
+    while messages := scheduling.stage_chunks(engine, QUEUE, ahead=4, lease_s=60):
         for message in messages:
-            claim = leases.claim(engine, message.chunk_id, LANE, HERE, 60)
+            claim = leases.claim(engine, message.chunk_id, QUEUE, HERE, 60)
             assert claim is not None
             batch = [result_of(claim, item, score(item.uri), answer) for item in claim.items]
             leases.record(engine, claim, batch, 60)
@@ -135,7 +134,7 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
     second = listed(engine, photos(6), ASKING)
     assert job_progress(engine, second).queued == 6
     assert [item.found for item in claimed(engine).items] == [ExistingResults(0.5)] * 5 + [ExistingResults()]
-    expire(engine)
+    expire_leases(engine)
 
     assert work(engine) == (1, 12)
     assert job_progress(engine, second).state is JobState.FINISHED
@@ -324,7 +323,7 @@ def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
     late = claimed(engine)
     first, second = late.items
     answers = {each: Answer("late") for each in late.questions}
-    expire(engine)
+    expire_leases(engine)
     claimed(engine)
 
     for version in (None, "v1"):

@@ -15,8 +15,7 @@ from models.queries.progress import job_progress, measure_pace, silent_workers
 from models.tables import ItemRow, JobRow, ScoreRow
 from qsit.errors import JobCancelled, UsageError
 from qsit.states import ItemState, JobState, Reason
-from tests.models.test_jobs import LANE, SPEC, listed, photos
-from tests.models.test_leases import HERE, claimed, expire, good
+from tests.support.ledger import HERE, QUEUE, SPEC, claimed, expire_leases, good, listed, photos
 
 
 def bad(image_id: int, reason: Reason = Reason.CORRUPT) -> Failed:
@@ -43,14 +42,14 @@ def states(engine: Engine, job_id: int) -> dict[str, int]:
 
 def test_a_paused_job_is_neither_sent_nor_claimed_until_it_is_resumed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     control.pause(engine, job_id)
-    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert leases.claim(engine, message.chunk_id, QUEUE, HERE, 60) is None
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
     control.resume(engine, job_id)
-    (again,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (again,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
     assert again.chunk_id == message.chunk_id
 
 
@@ -86,7 +85,7 @@ def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
     progress = job_progress(engine, job_id)
     assert (progress.state, progress.cancelled, progress.left) == (JobState.CANCELLED, 20, 0)
     assert states(engine, job_id) == {ItemState.CANCELLED: 20}
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
     with reading(engine) as connection:
         assert connection.execute(select(JobRow.finished_at).where(JobRow.id == job_id)).scalar() is not None
 
@@ -96,9 +95,9 @@ def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine)
     claim = claimed(engine)
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
     control.cancel(engine, job_id)
-    expire(engine)
+    expire_leases(engine)
 
-    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     assert states(engine, job_id) == {ItemState.CANCELLED: 3}
 

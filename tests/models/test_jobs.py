@@ -1,18 +1,16 @@
 """Opening and listing jobs, on both databases."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.pool import QueuePool
 
-from models.claims import Failed, QueueKey, Scored
 from models.db import reading, writing
 from models.dialects import now_s
-from models.ledger import ingest, jobs, leases, listing, scheduling
-from models.ledger.jobs import JobSpec
+from models.ledger import ingest, jobs, listing, scheduling
 from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
@@ -20,48 +18,7 @@ from models.tables import ChunkRow, ImageRow, ItemRow, JobRow
 from qsit import process_id
 from qsit.errors import DatabaseUnavailable, JobNotFound, LeaseLost, UsageError
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
-
-SPEC = JobSpec(key="k", name=None, model="demo", revision="r1", procedure="rating-1/upright-1")
-LANE = QueueKey("demo", "r1")
-
-
-@dataclass(frozen=True)
-class Photo:
-    uri: str
-    version: str = "1"
-
-
-def photos(count: int, prefix: str = "file:///p/", version: str = "1") -> list[Photo]:
-    return [Photo(f"{prefix}{index:06d}.jpg", version) for index in range(count)]
-
-
-def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
-    job = jobs.open_job(engine, spec)
-    assert listing.begin_listing(engine, job.id)
-    listing.add_images(engine, job.id, found)
-    listing.end_listing(engine, job.id)
-    return job.id
-
-
-def score_all(
-    engine: Engine, lane: QueueKey = LANE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT
-) -> int:
-    """Do all the work that a lane has; the number of items."""
-    number = 0
-    while messages := scheduling.stage_chunks(engine, lane, ahead=4, lease_s=60):
-        for message in messages:
-            claim = leases.claim(engine, message.chunk_id, lane, process_id.identity(), 60)
-            assert claim is not None
-            results: list[Scored | Failed] = [
-                Failed(item.image_id, reason, "broken")
-                if item.uri in failing
-                else Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
-                for item in claim.items
-            ]
-            leases.record(engine, claim, results, 60)
-            leases.release(engine, claim)
-            number += len(results)
-    return number
+from tests.support.ledger import QUEUE, SPEC, Photo, listed, photos, score_all
 
 
 def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
@@ -317,7 +274,7 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
 
     listed(engine, [Photo(uri) for uri in odd])
 
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=1, lease_s=60)
     assert message.uris == odd
     with reading(engine) as connection:
         assert list(connection.execute(select(ImageRow.uri).order_by(ImageRow.id)).scalars()) == odd
@@ -336,7 +293,7 @@ def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:
 
 
 def test_a_large_listing_is_counted_for_the_plans(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "LARGE", 1000)
+    monkeypatch.setattr(listing, "LARGE", 1000)
     listed(engine, photos(1000))
 
     if engine.dialect.name == "postgresql":

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, func, select, update
 
 from migrations.upgrade import upgrade
 from models import db
-from models.claims import AlreadyScored, Claim, ExistingResults, Failed, QueueKey, Scored
+from models.claims import AlreadyScored, ExistingResults, Failed, QueueKey
 from models.db import reading, writing
 from models.dialects import now_s
 from models.ledger import conditions, jobs, leases, recording, rescue, scheduling, workers
@@ -21,44 +21,23 @@ from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
 from models.tables import ChunkRow, ImageRow, ItemRow, JobRow, ScoreRow, WorkerRow
-from qsit import process_id
 from qsit.errors import LeaseLost
 from qsit.states import UNKNOWN_VERSION, ChunkState, JobState, Reason
-from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
-
-HERE = process_id.identity()
-DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
-
-
-def claimed(engine: Engine, owner: str = HERE) -> Claim:
-    """The first chunk of what waits, sent and claimed."""
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
-    claim = leases.claim(engine, message.chunk_id, LANE, owner, 60)
-    assert claim is not None
-    return claim
-
-
-def good(image_id: int, score: float = 0.5) -> Scored:
-    return Scored(image_id, score, (0.0, 1.0, 2.0, 3.0, 4.0), "float32")
-
-
-def expire(engine: Engine) -> None:
-    with writing(engine) as connection:
-        connection.execute(update(ChunkRow).values(until=now_s() - 1))
+from tests.support.ledger import DEAD, HERE, QUEUE, SPEC, claimed, expire_leases, good, listed, photos, score_all
 
 
 def test_a_message_carries_the_uris_and_is_sent_once(engine: Engine) -> None:
     listed(engine, photos(3))
 
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     assert message.uris == [photo.uri for photo in photos(3)]
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
 
 def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) -> None:
     listed(engine, photos(500))
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 2
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 2
 
     for number in range(3):
         worker = WorkerRow(
@@ -67,7 +46,7 @@ def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) ->
         )  # fmt: skip
         workers.register(engine, worker)
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 4
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 4
 
 
 def test_jobs_take_turns_and_priority_goes_first(engine: Engine) -> None:
@@ -95,11 +74,11 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
 def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
     private = QueueKey("demo", "r1", HERE, job_id)
     (message,) = scheduling.stage_chunks(engine, private, ahead=2, lease_s=60)
     assert leases.claim(engine, message.chunk_id, replace(private, job_id=job_id + 1), HERE, 60) is None
-    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None, "nor does the fleet take it"
+    assert leases.claim(engine, message.chunk_id, QUEUE, HERE, 60) is None, "nor does the fleet take it"
     assert leases.claim(engine, message.chunk_id, private, HERE, 60) is not None
 
 
@@ -107,25 +86,25 @@ def test_a_chunk_is_claimed_once(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
 
-    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
+    assert leases.claim(engine, claim.chunk_id, QUEUE, HERE, 60) is None
     assert len(claim.items) == 3
 
 
 def test_a_worker_of_another_model_gets_nothing(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     assert leases.claim(engine, message.chunk_id, QueueKey("demo", "r2"), HERE, 60) is None
-    assert leases.claim(engine, 12345, LANE, HERE, 60) is None
+    assert leases.claim(engine, 12345, QUEUE, HERE, 60) is None
 
 
 def test_a_cancelled_job_is_not_claimed(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
     with writing(engine) as connection:
         connection.execute(update(JobRow).where(JobRow.id == job_id).values(state=JobState.CANCELLED))
 
-    assert leases.claim(engine, message.chunk_id, LANE, HERE, 60) is None
+    assert leases.claim(engine, message.chunk_id, QUEUE, HERE, 60) is None
 
 
 def test_results_are_recorded_and_the_last_one_finishes_the_job(engine: Engine) -> None:
@@ -180,19 +159,19 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
 
     leases.release(engine, claim, delay_s=60)
 
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
-    assert leases.claim(engine, claim.chunk_id, LANE, HERE, 60) is None
-    expire(engine)
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
+    assert leases.claim(engine, claim.chunk_id, QUEUE, HERE, 60) is None
+    expire_leases(engine)
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
     listed(engine, photos(3))
     late = claimed(engine, owner="far:1:1.00")
     leases.mark_in_flight(engine, late, [late.items[1].image_id])
-    expire(engine)
+    expire_leases(engine)
 
-    claim = leases.claim(engine, late.chunk_id, LANE, HERE, 60)
+    claim = leases.claim(engine, late.chunk_id, QUEUE, HERE, 60)
 
     assert claim is not None
     assert [item.suspect for item in claim.items] == [False, True, False]
@@ -202,7 +181,7 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     late = claimed(engine)
     image_id = late.items[0].image_id
-    expire(engine)
+    expire_leases(engine)
     owner = claimed(engine)
 
     with pytest.raises(LeaseLost):
@@ -222,20 +201,20 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
 def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
-    expire(engine)
+    expire_leases(engine)
 
     with writing(engine) as connection:
         assert leases.renew(connection, claim, 60)
 
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
 
 def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
-    expire(engine)
+    scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
+    expire_leases(engine)
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
@@ -244,7 +223,7 @@ def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None
     with writing(engine) as connection:
         connection.execute(update(ChunkRow).values(until=now_s() + 7200))
 
-    assert scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60) == []
+    assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
     with reading(engine) as connection:
         assert connection.execute(select(ChunkRow.until - now_s())).scalar_one() <= 60
@@ -256,16 +235,16 @@ def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
     listed(engine, photos(3))
     leases.release(engine, claimed(engine), delay_s=7200)
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
     listed(engine, photos(3))
-    (message,) = scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     scheduling.unstage(engine, [message.chunk_id])
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
@@ -276,17 +255,17 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
 
     assert rescue.requeue_of_dead(engine) == 1
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     listed(engine, photos(40))
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=600)) == 2
 
     assert rescue.recover(engine) == 2
 
-    assert scheduling.queues_with_work(engine) == [LANE]
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=600)) == 2
+    assert scheduling.queues_with_work(engine) == [QUEUE]
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=600)) == 2
 
 
 def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
@@ -388,9 +367,9 @@ def test_rescoring_overwrites(engine: Engine) -> None:
 def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
     listed(engine, photos(1))
     score_all(engine)
-    expire(engine)
+    expire_leases(engine)
 
-    scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+    scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
     with reading(engine) as connection:
         assert connection.execute(select(ChunkRow.state)).scalar() == ChunkState.DONE
@@ -515,7 +494,7 @@ def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
     listed(engine, photos(500))
     with noting(engine) as noted:
         whole_turn(engine)
-        scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)
+        scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
         rescue.requeue_of_dead(engine)
         rescue.recover(engine)
         jobs.finish_done_jobs(engine)
@@ -543,8 +522,8 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
     def work(number: int) -> int:
         scored = 0
         while any(job_progress(engine, job_id).state is JobState.ACTIVE for job_id in same):
-            for message in scheduling.stage_chunks(engine, LANE, ahead=6, lease_s=60):
-                claim = leases.claim(engine, message.chunk_id, LANE, f"far:{number}:1.00", 60)
+            for message in scheduling.stage_chunks(engine, QUEUE, ahead=6, lease_s=60):
+                claim = leases.claim(engine, message.chunk_id, QUEUE, f"far:{number}:1.00", 60)
                 if claim is None:
                     continue
                 ids = [item.image_id for item in reversed(claim.items)]

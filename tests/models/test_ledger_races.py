@@ -29,9 +29,8 @@ from models.tables import ChunkRow, ItemRow
 from qsit import process_id
 from qsit.errors import JobCancelled, LeaseLost, UsageError
 from qsit.states import ChunkState, ItemState, JobState, Reason
-from tests.models.test_jobs import LANE, SPEC, listed, photos
-from tests.models.test_leases import DEAD, HERE
 from tests.support import ledger_invariants
+from tests.support.ledger import DEAD, HERE, QUEUE, SPEC, listed, photos
 from tests.support.ledger_invariants import ENDED
 from tests.support.programs import until
 
@@ -150,7 +149,7 @@ class Member:
             listing.end_listing(self.engine, job_id)
 
     def send(self) -> None:
-        for message in scheduling.stage_chunks(self.engine, LANE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
+        for message in scheduling.stage_chunks(self.engine, QUEUE, ahead=self.random.randint(2, 6), lease_s=LEASE_S):
             self.crowd.messages.append(message.chunk_id)
 
     def unsend(self) -> None:
@@ -159,7 +158,7 @@ class Member:
     def work(self) -> None:
         """A claim and what comes of it: results of all or of some, or a death in between."""
         chunk_id = self.random.choice([*self.crowd.messages[-6:], self.any_chunk()])
-        claim = leases.claim(self.engine, chunk_id, LANE, self.random.choice(OWNERS), LEASE_S)
+        claim = leases.claim(self.engine, chunk_id, QUEUE, self.random.choice(OWNERS), LEASE_S)
         if claim is None:
             return
         self.crowd.did["claim"] += 1
@@ -203,7 +202,7 @@ class Member:
             self.let_time_pass: 6,
             self.submit: 6,
             lambda: rescue.recover(self.engine): 3,
-            lambda: rescue.requeue_lost(self.engine, LANE, lease_s=LEASE_S): 2,
+            lambda: rescue.requeue_lost(self.engine, QUEUE, lease_s=LEASE_S): 2,
             lambda: rescue.requeue_of_dead(self.engine): 4,
             lambda: control.settle_cancelled(self.engine): 3,
             lambda: jobs.finish_done_jobs(self.engine): 4,
@@ -251,10 +250,10 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
     def send_and_work(one: Member) -> None:
         for _ in range(20):
-            sent = scheduling.stage_chunks(one.engine, LANE, ahead=4, lease_s=LEASE_S)
+            sent = scheduling.stage_chunks(one.engine, QUEUE, ahead=4, lease_s=LEASE_S)
             crowd.messages += [message.chunk_id for message in sent]
             for message in sent:
-                claim = leases.claim(one.engine, message.chunk_id, LANE, HERE, LEASE_S)
+                claim = leases.claim(one.engine, message.chunk_id, QUEUE, HERE, LEASE_S)
                 assert claim is not None, "nobody else has its message"
                 done = [item.image_id for item in claim.items][: one.random.randint(0, 3)]
                 leases.record(one.engine, claim, [one.result(image_id) for image_id in done], LEASE_S)
@@ -272,7 +271,7 @@ def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) 
 
 
 WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
-    "send": lambda engine, job_id, ids: scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S),
+    "send": lambda engine, job_id, ids: scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=LEASE_S),
     "unsend": lambda engine, job_id, ids: scheduling.unstage(engine, ids[::-1]),
     "recover": lambda engine, job_id, ids: rescue.recover(engine),
     "pause": lambda engine, job_id, ids: control.pause(engine, job_id),
@@ -317,8 +316,8 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
 def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine, still_mine: bool) -> None:
     """The statement's own view of the chunk is older than the change that it waited for."""
     job_id = listed(noted, photos(3))
-    (message,) = scheduling.stage_chunks(noted, LANE, ahead=1, lease_s=LEASE_S)
-    claim = leases.claim(noted, message.chunk_id, LANE, HERE, LEASE_S)
+    (message,) = scheduling.stage_chunks(noted, QUEUE, ahead=1, lease_s=LEASE_S)
+    claim = leases.claim(noted, message.chunk_id, QUEUE, HERE, LEASE_S)
     assert claim is not None
     first, second, third = (item.image_id for item in claim.items)
     scores = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -384,11 +383,11 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
     with writing(engine) as connection:
         connection.execute(update(ChunkRow).values(until=ChunkRow.until - 100 * LEASE_S))
     for _ in range(len(now.chunks) + 1):
-        sent = [message.chunk_id for message in scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S)]
+        sent = [message.chunk_id for message in scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=LEASE_S)]
         if messages is not None:
             messages += sent
         for chunk_id in sent:
-            claim = leases.claim(engine, chunk_id, LANE, process_id.identity(), LEASE_S)
+            claim = leases.claim(engine, chunk_id, QUEUE, process_id.identity(), LEASE_S)
             assert claim is not None
             good = [Scored(item.image_id, 0.5, (0.0, 1.0, 2.0, 3.0, 4.0), "float32") for item in claim.items]
             leases.record(engine, claim, good, LEASE_S)

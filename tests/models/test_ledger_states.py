@@ -33,8 +33,8 @@ from qsit import process_id
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
-from tests.models.test_jobs import LANE, Photo
 from tests.support import ledger_invariants
+from tests.support.ledger import QUEUE, Photo
 from tests.support.ledger_invariants import ENDED, HELD, Snapshot
 from tests.support.ledger_model import Holding, JobModel, Model
 
@@ -194,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if len(self.model.jobs) >= MOST_JOBS:
             return
         spec = JobSpec(
-            key=f"k{key} {ASKED[asks]} {below}", name=None, model=LANE.model, revision=LANE.revision,
+            key=f"k{key} {ASKED[asks]} {below}", name=None, model=QUEUE.model, revision=QUEUE.revision,
             procedure=f"procedure {procedure // 3}", rescore=rescore, priority=priority,
             questions=ASKED[asks], ask_below=ASK_BELOW if below else None,
         )  # fmt: skip
@@ -258,7 +258,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if (job_id := self.a_job(pick)) is None:
             return
         job = self.model.jobs[job_id]
-        with killed_before(jobs, "finish_if_done", really=killed):
+        with killed_before(listing, "finish_if_done", really=killed):
             listing.end_listing(self.engine, job_id)
         if job.is_being_listed:
             job.is_listed, job.is_being_listed = True, False
@@ -279,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.send(ahead)
 
     def send(self, ahead: int) -> list[scheduling.Message]:
-        messages = scheduling.stage_chunks(self.engine, LANE, ahead=ahead, lease_s=LEASE_S)
+        messages = scheduling.stage_chunks(self.engine, QUEUE, ahead=ahead, lease_s=LEASE_S)
         before = self.look("send", may_lose=True)
         self.check()
         self.messages += [message.chunk_id for message in messages]
@@ -336,7 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def take_back_lost(self) -> None:
         """Nothing waits in Redis."""
-        rescue.requeue_lost(self.engine, LANE, lease_s=LEASE_S)
+        rescue.requeue_lost(self.engine, QUEUE, lease_s=LEASE_S)
         self.look("take back what was lost")
         self.check()
         latest = time.time() + LEASE_S - rescue.SETTLE_S
@@ -411,7 +411,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if job.state in ENDED:
             self.refused(lambda: control.pause(self.engine, job_id))
             return
-        with killed_before(scheduling, "take_back", really=killed):
+        with killed_before(rescue, "requeue", really=killed):
             control.pause(self.engine, job_id)
         job.state, job.is_loose = JobState.PAUSED, killed
         self.look("pause")
@@ -507,7 +507,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.owners[worker] = self.hosts.born(far=worker == 1)
         owner = self.owners[worker]
         assert owner is not None
-        claim = leases.claim(self.engine, chunk_id, LANE, owner, LEASE_S)
+        claim = leases.claim(self.engine, chunk_id, QUEUE, owner, LEASE_S)
         before = self.look("claim", may_lose=True)
         was = before.chunks.get(chunk_id)
         is_free = (

@@ -22,7 +22,7 @@ from qsit import process_id
 from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 from qsit.questions import Question
 from qsit.states import Reason
-from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
+from tests.support.ledger import QUEUE, SPEC, listed, photos, score_all
 from tests.support.paths import ROOT
 
 VIEWS = {
@@ -121,8 +121,8 @@ def test_the_views_show_scores_failures_and_what_waits(engine: Engine) -> None:
     job = listed(engine, photos(40))
     with reading(engine) as connection:
         assert connection.execute(text("SELECT job, waiting FROM qsit_backlog")).one() == (job, 40)
-    (message, *_) = scheduling.stage_chunks(engine, LANE, ahead=1, lease_s=60)
-    claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
+    (message, *_) = scheduling.stage_chunks(engine, QUEUE, ahead=1, lease_s=60)
+    claim = leases.claim(engine, message.chunk_id, QUEUE, process_id.identity(), 60)
     assert claim is not None
     leases.record(engine, claim, [Failed(claim.items[0].image_id, Reason.CORRUPT, "broken")], 60)
     leases.release(engine, claim)

@@ -17,7 +17,7 @@ from models.queries.pagination import ResultFilter, Sort
 from models.queries.results import find_results
 from models.tables import AnswerRow, Base, ImageRow, JobRow, QuestionRow, ScoreRow, ScorerRow
 from qsit import process_id
-from tests.models.test_jobs import LANE, SPEC, listed, photos, score_all
+from tests.support.ledger import QUEUE, SPEC, listed, photos, score_all
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Thirty scores with many ties, read in pages of seven."""
     monkeypatch.setattr(pagination, "PAGE", 7)
     listed(engine, [*photos(20), *photos(10, "file:///q/")])
-    while messages := scheduling.stage_chunks(engine, LANE, ahead=4, lease_s=60):
+    while messages := scheduling.stage_chunks(engine, QUEUE, ahead=4, lease_s=60):
         for message in messages:
-            claim = leases.claim(engine, message.chunk_id, LANE, process_id.identity(), 60)
+            claim = leases.claim(engine, message.chunk_id, QUEUE, process_id.identity(), 60)
             assert claim is not None
             logits = (0.0, 0.0, 0.0, 0.0, 0.0)
             scores = [Scored(item.image_id, item.image_id % 5 / 4, logits, "float32") for item in claim.items]
@@ -191,7 +191,7 @@ def test_results_are_those_of_a_plain_filter_and_sort(
     for wanted in asked:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(pagination, "PAGE", page)
-            patched.setattr(pagination, "EFFORT", data.draw(st.integers(1, 12)))
+            patched.setattr(pagination, "ROW_BUDGET", data.draw(st.integers(1, 12)))
             found = [
                 (result.image_id, result.scorer_id, [each.job for each in result.answers])
                 for result in find_results(engine, wanted)

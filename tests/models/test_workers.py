@@ -28,7 +28,7 @@ def test_a_process_knows_itself_to_live() -> None:
 
 
 def test_an_ended_process_of_this_host_is_dead() -> None:
-    code = "from models.ledger import workers; print(workers.identity(), flush=True); input()"
+    code = "from qsit import process_id; print(process_id.identity(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     owner = child.stdout.readline().strip()
@@ -55,7 +55,7 @@ def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
     container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*container, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make a namespace")
-    code = "from models.ledger import workers; print(workers.identity())"
+    code = "from qsit import process_id; print(process_id.identity())"
 
     done = subprocess.run([*container, sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "worker.imaging": {"worker.imaging", "qsit"},
     "worker.inference": {"worker.inference", "qsit"},
     "worker.qsit": {"worker.inference", "qsit"},
-    "producer": {"producer", "models", "qsit", "worker.app", "worker.dispatch", "worker.launch"},
+    "producer": {"producer", "models", "qsit", "worker.app", "worker.dispatch", "worker.launch", "migrations.upgrade"},
     "producer.evaluation": {"worker.qsit", "worker.devices", "worker.imaging", "worker.loader", "worker.pipeline"},
     "migrations": {"migrations", "models", "qsit"},
 }

@@ -18,9 +18,9 @@ from models.queries.results import Result
 from producer import export
 from qsit.questions import LEVELS, Answer
 from tests.models.test_answers import ASKING, SHARP, WHY, to, work
-from tests.models.test_jobs import listed, photos
 from tests.producer.test_cli import README
 from tests.producer.test_formatting import RESULT
+from tests.support.ledger import listed, photos
 from tests.support.programs import QSIT, environment, run
 
 NASTY = 'He said "sharp", 也许\r\n\nor not;\x1b[31m red\u202e\u3000\x07'

@@ -11,7 +11,7 @@ from models.claims import AlreadyScored, Claim, ExistingResults, Failed, Scored
 from models.ledger.leases import LOSSES_TO_CRASHED
 from models.ledger.listing import Added
 from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
-from tests.models.test_jobs import Photo
+from tests.support.ledger import Photo
 from tests.support.ledger_invariants import Snapshot
 
 

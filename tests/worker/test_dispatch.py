@@ -18,7 +18,7 @@ from models.db import writing
 from models.ledger import leases, rescue, scheduling
 from models.tables import ChunkRow
 from qsit.errors import BrokerUnavailable
-from tests.models.test_jobs import LANE, listed, photos
+from tests.support.ledger import QUEUE, listed, photos
 from worker import dispatch
 from worker.app import configuration
 
@@ -41,17 +41,17 @@ def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
 ) -> None:
     listed(engine, photos(5000))
 
-    dispatch.top_up(engine, app, LANE, 60)
-    dispatch.top_up(engine, app, LANE, 60)
+    dispatch.top_up(engine, app, QUEUE, 60)
+    dispatch.top_up(engine, app, QUEUE, 60)
 
-    name = dispatch.queue_name(engine, LANE)
+    name = dispatch.queue_name(engine, QUEUE)
     assert queue.llen(name) == dispatch.AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
     body = json.loads(zlib.decompress(base64.b64decode(message["body"])))
     chunk_id, uris = body[0]
     assert uris == [photo.uri for photo in photos(len(uris))]
-    assert leases.claim(engine, chunk_id, LANE, "me:1:1.00", 60) is not None
+    assert leases.claim(engine, chunk_id, QUEUE, "me:1:1.00", 60) is not None
 
 
 def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path) -> None:
@@ -63,22 +63,22 @@ def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path
     )
 
     with pytest.raises(BrokerUnavailable, match="does not answer"):
-        dispatch.top_up(engine, away, LANE, 60)
+        dispatch.top_up(engine, away, QUEUE, 60)
 
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Celery, queue: redis.Redis) -> None:
     listed(engine, photos(5000))
-    dispatch.top_up(engine, app, LANE, 60)
-    name = dispatch.queue_name(engine, LANE)
+    dispatch.top_up(engine, app, QUEUE, 60)
+    name = dispatch.queue_name(engine, QUEUE)
 
     queue.delete(name)
-    dispatch.top_up(engine, app, LANE, 60)
+    dispatch.top_up(engine, app, QUEUE, 60)
     assert queue.llen(name) == 0, "it may be on its way to a worker"
     with writing(engine) as connection:
         connection.execute(update(ChunkRow).values(until=ChunkRow.until - rescue.SETTLE_S - 1))
-    dispatch.top_up(engine, app, LANE, 60)
+    dispatch.top_up(engine, app, QUEUE, 60)
 
     assert queue.llen(name) == dispatch.AHEAD
 
@@ -96,10 +96,10 @@ def test_whatever_redis_refuses_is_queued_again_and_told_once(
     engine: Engine, app: Celery, queue: redis.Redis, harm: tuple[str, ...], words: str
 ) -> None:
     listed(engine, photos(3))
-    name = dispatch.queue_name(engine, LANE)
+    name = dispatch.queue_name(engine, QUEUE)
     queue.execute_command(*(word.format(queue=name) for word in harm))
     told: list[str] = []
-    top_up = dispatch.topping_up(engine, app, LANE, 60, told.append)
+    top_up = dispatch.topping_up(engine, app, QUEUE, 60, told.append)
 
     for _ in range(3):
         top_up()
@@ -107,14 +107,14 @@ def test_whatever_redis_refuses_is_queued_again_and_told_once(
     [line] = told
     assert words in line
     assert "nothing is lost" in line
-    assert len(scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=60)) == 1
+    assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
 def test_each_ledger_has_queues_of_its_own(engine: Engine, tmp_path: Path) -> None:
     upgrade(f"sqlite:///{tmp_path}/other.db")
     other = db.connect(f"sqlite:///{tmp_path}/other.db")
 
-    assert dispatch.queue_name(engine, LANE) != dispatch.queue_name(other, LANE)
+    assert dispatch.queue_name(engine, QUEUE) != dispatch.queue_name(other, QUEUE)
     other.dispose()
 
 

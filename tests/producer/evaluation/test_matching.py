@@ -15,7 +15,7 @@ from producer.evaluation.labels import Label
 from producer.evaluation.matching import Joined, Pair, join, place_of
 from qsit import process_id
 from qsit.sources.uris import uri_of
-from tests.models.test_jobs import SPEC, Photo, listed
+from tests.support.ledger import SPEC, Photo, listed
 
 
 def scored(engine: Engine, scores: dict[str, float], version: str = "1", **spec: str) -> int:
