@@ -1,6 +1,5 @@
 """What goes through Redis, with a real server."""
 
-import base64
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from models.ledger import leases, rescue, scheduling
 from models.tables import ChunkRow
 from qsit.errors import BrokerUnavailable
 from tests.support.ledger import QUEUE, listed, photos
-from worker import dispatch
+from worker import dispatch, messages
 from worker.app import configuration
 
 
@@ -45,8 +44,7 @@ def test_a_few_chunks_are_in_redis_as_json(engine: Engine, app: Celery, queue: r
     assert queue.llen(name) == dispatch.CHUNKS_AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
-    body = json.loads(base64.b64decode(message["body"]))
-    chunk_id = body[0][0]
+    chunk_id = messages.read_chunk_id(queue.lindex(name, -1))
     assert leases.claim(engine, chunk_id, QUEUE, "me:1:1.00", 60) is not None
 
 
