@@ -38,7 +38,8 @@ from qsit import settings
 from qsit.sources.source import Listing, Reader
 from qsit.states import JobState, WorkerState
 from tests.support import null_worker
-from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
+from tests.support.chaos import JOB, state_of
+from tests.support.fleet import Fleet, broker_of, fleet
 from tests.support.programs import make_photos, run, until
 from worker.imaging.decode import decode
 from worker.inference.tiles import Prepared

@@ -19,7 +19,8 @@ from migrations.upgrade import upgrade
 from models import db
 from models.tables import ChunkRow, ItemRow, JobRow, ScoreRow
 from qsit.states import ChunkState, ItemState, JobState, Quarantine
-from tests.support.chaos import NULL_WORKER, SETTINGS, settled, twice, watch_for_twice
+from tests.support.chaos import settled, twice, watch_for_twice
+from tests.support.fleet import NULL_WORKER, SETTINGS
 from tests.support.null_worker import ENDLESS, FREEZING, SLOW
 from tests.support.paths import ROOT
 from tests.support.programs import QSIT, family, make_photos, run, started, until
