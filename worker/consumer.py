@@ -51,7 +51,7 @@ class Consumer(CeleryConsumer):
         self._failed_at = time.monotonic()
 
     def _read(self, response: list[bytes] | None, **_: Any) -> tuple[bytes, str] | None:
-        """Replace a message by one that has its chunk id and no more. None, as when none came, if it has no such id."""
+        """Replace a message by one that has only its chunk id. Without such an id, return None, as if no message came."""
         if not response:
             return None
         queue, message = response
@@ -62,7 +62,7 @@ class Consumer(CeleryConsumer):
             return None
 
     def _without_traceback(self, record: logging.LogRecord) -> bool:
-        """Of an error of Redis, which its message names; that of a bug stays."""
+        """Remove the traceback of an error of Redis, whose message says enough. That of a bug stays."""
         if record.exc_info and isinstance(record.exc_info[1], self.connection_errors + self.channel_errors):
             record.exc_info = None
         return True

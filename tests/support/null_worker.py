@@ -108,6 +108,6 @@ if __name__ == "__main__":
     if "NULL_LOOP_BUG" in os.environ:
         from worker.consumer import Consumer
 
-        Consumer.loop = lambda *_: {}["a bug in the loop"]  # in place of Celery's
+        Consumer.loop = lambda *_: int("a bug in the loop")  # in place of Celery's
 
     main()
