@@ -51,7 +51,7 @@ class Consumer(CeleryConsumer):
         self._failed_at = time.monotonic()
 
     def _read(self, response: list[bytes] | None, **_: Any) -> tuple[bytes, str] | None:
-        """Replace a message by one that has only its chunk id. Without such an id, return None, as if no message came."""
+        """Replace a message by one with only its chunk id. Without such an id, return None, as if no message came."""
         if not response:
             return None
         queue, message = response
