@@ -113,7 +113,7 @@ class JobRow(Base):
     lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
     created_at: Mapped[datetime] = mapped_column(Utc)
     listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
-    served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent, or later
+    last_dispatched_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent
     finished_at: Mapped[datetime | None] = mapped_column(Utc)
     ask_below: Mapped[float | None] = mapped_column(Float(53))  # asks about images whose score is under it, or all
 
@@ -146,7 +146,7 @@ class JobQuestionRow(Base):
 
 
 class ChunkRow(Base):
-    """Up to 512 items of a job, the unit of work."""
+    """Up to 512 items of a job: the unit of work. Each nullable column has a value in the states named beside it."""
 
     __tablename__ = "chunks"
 
@@ -156,15 +156,18 @@ class ChunkRow(Base):
     size: Mapped[int]
     scored: Mapped[int]
     failed: Mapped[int]
-    token: Mapped[str | None] = mapped_column(Text)  # of the lease: who has it may write
-    owner: Mapped[str | None] = mapped_column(Text)  # leased: the worker; sent: the broker it was sent to
-    until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970: lease's end; queued: not sent before
+    # queued, when it must rest: not sent before; sent: sent again after. Times are seconds since 1970
+    available_at: Mapped[float | None] = mapped_column(Float(53))
+    sent_via: Mapped[str | None] = mapped_column(Text)  # sent: the broker, see models.claims.QueueKey
+    leased_by: Mapped[str | None] = mapped_column(Text)  # leased: the worker, see qsit.process_id.identity
+    lease_expires_at: Mapped[float | None] = mapped_column(Float(53))  # leased
+    token: Mapped[str | None] = mapped_column(Text)  # leased: only the worker that has it may write
 
     __table_args__ = (
         Index(None, "job_id", "state", "id"),
         Index(
-            "ix_chunks_until_held",
-            "until",
+            "ix_chunks_state_held",
+            "state",
             postgresql_where=text("state IN ('sent', 'leased')"),
             sqlite_where=text("state IN ('sent', 'leased')"),
         ),
@@ -172,7 +175,7 @@ class ChunkRow(Base):
 
 
 HELD = ChunkRow.state.in_((literal_column("'sent'"), literal_column("'leased'")))
-"""In the words of the index of those, and not with parameters: or SQLite looks through all chunks."""
+"""The condition of the index of sent and leased chunks, word for word: with parameters, SQLite reads all chunks."""
 
 
 class ItemRow(Base):
@@ -184,8 +187,8 @@ class ItemRow(Base):
     image_id: Mapped[int] = mapped_column(ForeignKey("images.id"), primary_key=True)
     chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id"), index=True)
     state: Mapped[str] = mapped_column(Text)  # ItemState
-    risk: Mapped[str] = mapped_column(Text)  # Risk
-    losses: Mapped[int]  # workers that died while it ran alone
+    quarantine: Mapped[str] = mapped_column(Text)  # Quarantine
+    crashes: Mapped[int]  # workers that died while it ran alone
     reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one and of no other
     message: Mapped[str | None] = mapped_column(Text)
 

@@ -55,7 +55,7 @@ class Process:
 
         self.app = app
         self.settings = settings
-        self.engine: Engine = db.connect(settings.database_url, may_forget=True)
+        self.engine: Engine = db.connect(settings.database_url, async_commit=True)
         self.lane = queue_key_of(settings, settings.revision or "")  # the parent has resolved it for all its processes
         self.owner = process_id.identity()
         self.stopping = False
