@@ -21,13 +21,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    InvalidRequestError,
     NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, one_line
 
 SCHEMA = "0007"
 """The migration that this program needs; a test compares it with the newest one."""
@@ -184,12 +183,8 @@ def _translated(engine: Engine) -> Iterator[None]:
         raise DatabaseUnavailable(
             f"no connection to the database {redacted(engine.url)} became free in time"
         ) from error
-    except InvalidRequestError as error:
-        if str(error) != "This connection is closed":  # the pool says so when two connections in a row were closed
-            raise
-        raise DatabaseUnavailable(f"the database {redacted(engine.url)} closes its connections") from error
     except DBAPIError as error:
-        reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
+        reason = one_line(error.orig) if error.orig is not None else one_line(error)
         kind = DatabaseUnavailable if _may_pass(error) else DatabaseError
         raise kind(f"the database {redacted(engine.url)} cannot be used: {reason}") from error
 

@@ -59,7 +59,7 @@ class LedgerRow(Base):
 
 
 class ImageRow(Base):
-    """One photo at one version; of all versions of a URI, one is current."""
+    """One photo at one version. At most one version of a URI is current."""
 
     __tablename__ = "images"
 
@@ -81,7 +81,7 @@ class ImageRow(Base):
 
 
 class ScorerRow(Base):
-    """What a score depends on beside the image."""
+    """A model at a revision with a procedure: what a score depends on besides the image."""
 
     __tablename__ = "scorers"
 
@@ -106,11 +106,11 @@ class JobRow(Base):
     private: Mapped[bool]  # worked on by the `qsit score` that owns it, not by the fleet
     rescore: Mapped[bool]
     priority: Mapped[int]  # higher goes first
-    max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failures that are no failure of the job
-    skipped: Mapped[int] = mapped_column(BigInteger)  # images listed of which all was known that the job wants
-    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # images listed that failed before by their own fault
+    max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failed photos that the job tolerates
+    skipped: Mapped[int] = mapped_column(BigInteger)  # listed images that have everything the job wants
+    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # listed images that failed before by their own fault
     lister: Mapped[str | None] = mapped_column(Text)  # the process that lists its sources
-    lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
+    lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; then another process may list
     created_at: Mapped[datetime] = mapped_column(Utc)
     listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
     last_dispatched_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent
@@ -119,7 +119,7 @@ class JobRow(Base):
 
 
 class QuestionRow(Base):
-    """A question; what its answer does not depend on, its name, is the one under which it was asked last."""
+    """A question. Its name is the latest one: answers do not depend on it."""
 
     __tablename__ = "questions"
 
@@ -134,7 +134,7 @@ class QuestionRow(Base):
 
 
 class JobQuestionRow(Base):
-    """A question that a job asks; gone with its job."""
+    """A question of a job; deleted with its job."""
 
     __tablename__ = "job_questions"
 
@@ -179,7 +179,7 @@ HELD = ChunkRow.state.in_((literal_column("'sent'"), literal_column("'leased'"))
 
 
 class ItemRow(Base):
-    """One image in one job; what was skipped has no row."""
+    """One image in one job. Skipped images have no row."""
 
     __tablename__ = "items"
 
@@ -189,7 +189,7 @@ class ItemRow(Base):
     state: Mapped[str] = mapped_column(Text)  # ItemState
     quarantine: Mapped[str] = mapped_column(Text)  # Quarantine
     crashes: Mapped[int]  # workers that died while it ran alone
-    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one and of no other
+    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of failed items only
     message: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
@@ -218,11 +218,11 @@ class ItemRow(Base):
 
 
 HAS_FAILED = ItemRow.reason.is_not(None)
-"""In the words of the indexes of those; they do not name the state, or no row could change it in place."""
+"""The condition of the indexes of failed items. Without the state, PostgreSQL updates it in place."""
 
 
 class ScoreRow(Base):
-    """The score of one image by one scorer. Without foreign keys, which took half the time of writing it."""
+    """The score of one image by one scorer. No foreign keys: checking them took half of the writing time."""
 
     __tablename__ = "scores"
 
@@ -247,7 +247,7 @@ class ScoreRow(Base):
 
 
 class AnswerRow(Base):
-    """The answer to one question about one image by one scorer. Without foreign keys, as scores are."""
+    """The answer to one question about one image by one scorer. No foreign keys, as for scores."""
 
     __tablename__ = "answers"
 
@@ -255,7 +255,7 @@ class AnswerRow(Base):
     scorer_id: Mapped[int] = mapped_column(RowId, primary_key=True)
     question_id: Mapped[int] = mapped_column(RowId, primary_key=True)
     text: Mapped[str] = mapped_column(Text)
-    cut: Mapped[bool]  # it had not ended when its tokens ran out
+    cut: Mapped[bool]  # it reached the limit of tokens
     probabilities: Mapped[str | None] = mapped_column(Text)  # of the choices, a list in JSON
     dtype: Mapped[str] = mapped_column(Text)  # the precision it was computed in
     job_id: Mapped[int] = mapped_column(RowId)  # the job that asked
@@ -268,17 +268,17 @@ class AnswerRow(Base):
 
 
 class WorkerRow(Base):
-    """A process that holds, held or is loading a model."""
+    """A worker process that loads, holds or held a model."""
 
     __tablename__ = "workers"
 
-    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.ledger.workers.identity
-    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.Lane
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see qsit.process_id.identity
+    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.QueueKey
     model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str] = mapped_column(Text)
     device: Mapped[str] = mapped_column(Text)
     dtype: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)  # WorkerState
     load_s: Mapped[float | None] = mapped_column(Float(53))  # what loading the model took, in seconds
-    notice: Mapped[str | None] = mapped_column(Text)  # what its owner should know: no GPU found, a source out of reach
+    notice: Mapped[str | None] = mapped_column(Text)  # a message to people: no GPU found, a source out of reach
     seen_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970, by the database's clock

@@ -109,8 +109,10 @@ _URIS = (
 
 def stage_chunks(engine: Engine, queue: QueueKey, *, ahead: int, lease_s: float) -> list[Message]:
     """
-    Mark the next chunks as sent and return what to publish, so that `ahead` of them wait in Redis for each live worker of the
-    queue (for one worker where none is seen yet). Order: by priority, then the job served longest ago.
+    Mark the next chunks as sent and return what to publish.
+
+    `ahead` of them wait in Redis for each live worker of the queue, or for one worker where none is seen yet. Order: by
+    priority, then the job served longest ago.
     """
     parameters: dict[str, Any] = {
         "model": queue.model,

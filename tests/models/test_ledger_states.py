@@ -230,7 +230,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 listing.add_images(self.engine, job_id, photos)
             self.unchanged("list what is cancelled")
         else:
-            added = listing.add_images(self.engine, job_id, photos)
+            before = {"skipped": job.skipped, "skipped_failed": job.skipped_failed}
+            added = listing.add_images(self.engine, job_id, photos, **before)
             self.look("list")
             self.model.place(job_id, self.model.list(job_id, photos, added), self.now)
             self.check()

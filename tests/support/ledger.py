@@ -79,11 +79,11 @@ def expire_leases(engine: Engine) -> None:
     pass_time(engine, 1e9)
 
 
-def pass_time(engine: Engine, seconds: float, condition: ColumnElement[bool] = true()) -> None:
+def pass_time(engine: Engine, seconds: float, condition: ColumnElement[bool] | None = None) -> None:
     """Move the deadlines of chunks into the past, which is all that the ledger sees of time."""
     moved = {column: column - seconds for column in (ChunkRow.available_at, ChunkRow.lease_expires_at)}
     with writing(engine) as connection:
-        connection.execute(update(ChunkRow).where(condition).values(moved))
+        connection.execute(update(ChunkRow).where(true() if condition is None else condition).values(moved))
 
 
 def deadline(chunk: Any) -> float | None:
