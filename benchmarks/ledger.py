@@ -170,7 +170,7 @@ def measured(url: str, args: argparse.Namespace) -> dict[str, Any]:
     engine = db.connect(url)
     make(engine, args.items, args.chunk)
     engine.dispose()
-    return timed_all(db.connect(url, may_forget=True), args)  # as a worker does
+    return timed_all(db.connect(url, async_commit=True), args)  # as a worker does
 
 
 def timed_all(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:

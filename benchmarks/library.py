@@ -123,7 +123,7 @@ def _statements(images: int, words: dict[str, str]) -> list[str]:
         f"""INSERT INTO scorers (id, model, revision, procedure) VALUES
             (1, '{MODEL}', 'r1', 'rating-1/upright-1'), (2, '{SECOND_MODEL}', 'r1', 'rating-1/upright-1')""",
         f"""INSERT INTO jobs (id, "key", scorer_id, state, private, rescore, priority, max_failed, skipped,
-                              skipped_failed, created_at, listed_at, served_at)
+                              skipped_failed, created_at, listed_at, last_dispatched_at)
             SELECT i, 'k' || i, CASE WHEN i = {SECOND_JOB} THEN 2 ELSE 1 END,
                    CASE WHEN i = {BIG_JOB} THEN 'active' ELSE 'finished' END, 1 = 0,
                    i BETWEEN {BIG_JOB + 1} AND {SECOND_JOB - 1}, 0, '2%', 0, 0, {moment("i")}, {moment("i")}, 0
@@ -132,7 +132,7 @@ def _statements(images: int, words: dict[str, str]) -> list[str]:
             SELECT i, {BIG_JOB}, CASE WHEN {chunk_is_done} THEN 'done' ELSE 'queued' END, 512,
                    CASE WHEN {chunk_is_done} THEN 507 ELSE 0 END, CASE WHEN {chunk_is_done} THEN 5 ELSE 0 END
             FROM {numbers(1, everything // 512)}""",
-        f"""INSERT INTO items (job_id, image_id, chunk_id, state, risk, losses, reason, message)
+        f"""INSERT INTO items (job_id, image_id, chunk_id, state, quarantine, crashes, reason, message)
             SELECT {BIG_JOB}, i, (i - 1) / 512 + 1,
                    CASE WHEN {has_failed} THEN 'failed' WHEN {is_done} THEN 'scored' ELSE 'queued' END, 'none', 0,
                    CASE WHEN {has_failed} THEN {reason} END, CASE WHEN {has_failed} THEN 'the file is truncated' END

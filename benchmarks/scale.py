@@ -130,7 +130,8 @@ def score_everything(engine: Engine) -> None:
             "INSERT INTO scores "
             "SELECT image_id, 1, 0.5, 0, 0, 0, 0, 0, 'float16', job_id, CURRENT_TIMESTAMP FROM items",
             "UPDATE items SET state = 'scored'",
-            "UPDATE chunks SET state = 'done', scored = size, token = NULL, owner = NULL, until = NULL",
+            "UPDATE chunks SET state = 'done', scored = size, token = NULL, sent_via = NULL, leased_by = NULL, "
+            "lease_expires_at = NULL, available_at = NULL",
             "UPDATE jobs SET state = 'finished'",
         ):
             connection.execute(text(statement))

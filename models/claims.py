@@ -1,4 +1,4 @@
-"""What goes between the ledger and a worker: lanes, claims and results."""
+"""What the ledger and a worker exchange: queues, claims and results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from qsit.states import Reason
 @dataclass(frozen=True)
 class QueueKey:
     """
-    Which chunks a worker takes: those for its model, sent through its broker.
+    The chunks that a worker takes: those for its model, sent through its broker.
 
-    broker: "" for the broker that the fleet shares, or the identity of the `qsit score` that owns a private one;
+    broker: "" for the fleet's broker, or the identity of the `qsit score` that owns a private one.
     job_id: the only job of a private broker.
     """
 
@@ -24,7 +24,7 @@ class QueueKey:
 
 @dataclass(frozen=True)
 class ExistingResults:
-    """What the ledger has of an image already: its score, and the questions with an answer."""
+    """What the ledger already has of an image: its score, and the ids of the answered questions."""
 
     score: float | None = None
     answered: frozenset[int] = frozenset()
@@ -35,7 +35,7 @@ class ClaimedItem:
     image_id: int
     uri: str
     version: str
-    suspect: bool  # it was in flight when a worker died, and must run alone
+    suspect: bool  # was in flight when a worker died: must run alone
     found: ExistingResults = ExistingResults()
 
 
@@ -44,7 +44,7 @@ class Claim:
     """
     A leased chunk: its open items, and the token without which nothing of it can be written.
 
-    questions: what is asked about its photos, by id; ask_below: only about those whose score is under it.
+    questions: what the job asks about its photos, by id. ask_below: it asks only about photos that score less.
     """
 
     chunk_id: int
@@ -58,13 +58,13 @@ class Claim:
     ask_below: float | None = None
 
     def to_ask(self, score: float, found: ExistingResults) -> list[int]:
-        """The questions that an image of that score still needs an answer to."""
+        """Return the questions that an image of that score still needs an answer to."""
         if self.ask_below is not None and score >= self.ask_below:
             return []
         return [each for each in self.questions if self.rescore or each not in found.answered]
 
     def is_settled(self, found: ExistingResults) -> bool:
-        """Whether an image of which that is known needs nothing more."""
+        """Return whether an image with these results needs nothing more."""
         return found.score is not None and not self.rescore and not self.to_ask(found.score, found)
 
 

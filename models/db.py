@@ -1,6 +1,5 @@
-"""From a URL to an engine and its transactions."""
+"""Engines and transactions for the ledger's database."""
 
-import select as select_module
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,34 +21,34 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    DisconnectionError,
-    InvalidRequestError,
     NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
+from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, one_line
 
-SCHEMA = "0006"
-"""The migration this program is written for; a test pins it to the newest one."""
-
+SCHEMA = "0007"
+"""The migration that this program needs; a test compares it with the newest one."""
 
 LOCKED_S = 10.0
-"""How long another may write to SQLite before the database is taken to be away."""
+"""How long another process may write to SQLite before the database counts as unavailable."""
 CONNECT_ARGS = {
     "connect_timeout": 10,
-    # a server that is gone without a word is noticed within half a minute
-    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
-}  # fmt: skip
+    # a server that vanishes is noticed within half a minute
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 
 
 def parse_url(url: str) -> URL:
     """
-    The URL with its driver named: psycopg 3 for PostgreSQL.
+    Return the URL with its driver: psycopg 3 for PostgreSQL.
 
     Raises:
-        DatabaseError: when it is no URL of SQLite or PostgreSQL.
+        DatabaseError: when it is not a URL of SQLite or PostgreSQL.
     """
     try:
         parsed = make_url(url)
@@ -69,16 +68,16 @@ def parse_url(url: str) -> URL:
 
 
 def redacted(url: URL) -> str:
-    """A URL as it may be shown: without its password, wherever that stands."""
+    """Return the URL with its password removed."""
     return url.difference_update_query(["password"]).render_as_string()
 
 
-def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engine:
+def connect(url: str, *, create: bool = False, async_commit: bool = False) -> Engine:
     """
-    An engine for the ledger. Connects lazily, but a SQLite file that is not there is refused unless `create`.
+    Return an engine for the ledger. It connects when first used. A missing SQLite file is refused unless `create`.
 
-    may_forget: waits for no disk of PostgreSQL's. Should its machine crash, what was written in the last second may be
-    gone, all that came after one moment; for a worker that is work to be done again. SQLite is always used so.
+    async_commit: use `synchronous_commit=off`: a crash of PostgreSQL's machine may lose the last second of commits, but
+    never reorders them. A worker then does that work again. SQLite always works like that here.
 
     Raises:
         DatabaseError: when the URL cannot be used, or there is no such file.
@@ -86,13 +85,12 @@ def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engi
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
         try:
-            engine = create_engine(parsed, connect_args=CONNECT_ARGS)
+            engine = create_engine(parsed, connect_args=CONNECT_ARGS, pool_pre_ping=True)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise DatabaseError("PostgreSQL needs psycopg: pip install 'qsit[postgres]'") from error
         event.listen(engine, "connect", _postgresql_connected)
-        event.listen(engine, "checkout", _postgresql_checked_out)
-        if may_forget:
-            event.listen(engine, "connect", _postgresql_may_forget)
+        if async_commit:
+            event.listen(engine, "connect", _postgresql_async_commit)
         return engine
     path = Path(parsed.database or "")
     if create:
@@ -109,28 +107,16 @@ def connect(url: str, *, create: bool = False, may_forget: bool = False) -> Engi
 
 
 def _postgresql_connected(connection: Any, _: object) -> None:
-    # every question here is answered by indexes, for few rows or stopping early; what reads whole tables, starts
-    # workers or compiles is never better, though old statistics may say so
+    # Indexes answer every query here, for few rows. Plans that read whole tables, start parallel workers or compile
+    # are never faster, though old statistics may say so.
     for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "max_parallel_workers_per_gather", "jit"):
         connection.execute(f"SET {setting} = 0")
     connection.commit()
 
 
-def _postgresql_may_forget(connection: Any, _: object) -> None:
+def _postgresql_async_commit(connection: Any, _: object) -> None:
     connection.execute("SET synchronous_commit = off")
     connection.commit()
-
-
-def _postgresql_checked_out(connection: Any, *_: object) -> None:
-    # a server says nothing to who asks nothing; if there is something to read, it is the end. Costs no question
-    if connection.closed or _has_news(connection.fileno()):
-        raise DisconnectionError
-
-
-def _has_news(descriptor: int) -> bool:
-    poll = select_module.poll()
-    poll.register(descriptor, select_module.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
@@ -142,12 +128,12 @@ def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    # a transaction that will write takes the lock first: one that reads before it writes could not wait for it
+    # A transaction that will write takes the lock first: one that reads before it writes could not wait for it.
     if not connection.get_execution_options().get("qsit_writes"):
         connection.exec_driver_sql("BEGIN")
         return
     deadline = time.monotonic() + LOCKED_S
-    while time.monotonic() < deadline:  # a second at a time, for SQLite heeds no signal while it waits
+    while time.monotonic() < deadline:  # one second at a time: SQLite handles no signals while it waits
         try:
             connection.connection.cursor().execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -160,14 +146,14 @@ def _sqlite_begin(connection: Connection) -> None:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads. Raises DatabaseError, in one line, for what the database refuses."""
+    """Open a transaction that only reads. Raises DatabaseError, in one line, when the database refuses."""
     with _translated(engine), engine.connect() as connection, connection.begin():
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes; committed at the end of the block. Raises DatabaseError as `reading` does."""
+    """Open a transaction that writes, and commit it at the end of the block. Raises DatabaseError as `reading` does."""
     with (
         _translated(engine),
         engine.connect().execution_options(qsit_writes=True) as connection,
@@ -177,13 +163,13 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def advisory_lock(connection: Connection, what: str) -> None:
-    """Until the transaction ends, no other does the same; SQLite's write lock sees to that by itself."""
+    """Let no other transaction do the same until this one ends. SQLite's write lock ensures that by itself."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"qsit.{what}"))))
 
 
 def analyse(engine: Engine, *tables: str) -> None:
-    """Let PostgreSQL count what its tables hold by now, for its plans; left to itself, it may be minutes late."""
+    """Update PostgreSQL's statistics of some tables; its autovacuum may be minutes late."""
     if engine.dialect.name == "postgresql":
         with writing(engine) as connection:
             connection.execute(text(f"ANALYZE {', '.join(tables)}"))
@@ -197,34 +183,30 @@ def _translated(engine: Engine) -> Iterator[None]:
         raise DatabaseUnavailable(
             f"no connection to the database {redacted(engine.url)} became free in time"
         ) from error
-    except InvalidRequestError as error:
-        if str(error) != "This connection is closed":  # which is what the pool says when two in a row were
-            raise
-        raise DatabaseUnavailable(f"the database {redacted(engine.url)} closes its connections") from error
     except DBAPIError as error:
-        reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
+        reason = one_line(error.orig) if error.orig is not None else one_line(error)
         kind = DatabaseUnavailable if _may_pass(error) else DatabaseError
         raise kind(f"the database {redacted(engine.url)} cannot be used: {reason}") from error
 
 
 def _may_pass(error: DBAPIError) -> bool:
-    # what SQLite says of a missing table, or of wrong SQL, is an operational error to Python, and no code of its own
+    # Python reports a missing table or wrong SQL of SQLite as an operational error with this code
     is_wrong = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    is_standby = getattr(error.orig, "sqlstate", None) == "25006"  # PostgreSQL takes no writes, for now
+    is_standby = getattr(error.orig, "sqlstate", None) == "25006"  # PostgreSQL takes no writes for now
     return error.connection_invalidated or is_standby or (isinstance(error, OperationalError) and not is_wrong)
 
 
 def sanitize_text(text: str) -> str:
-    """Text that every database takes: undecodable bytes of file names, and NUL, are spelled out."""
+    """Return text that every database accepts: undecodable bytes of file names, and NUL, are escaped."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 def check_schema(engine: Engine) -> None:
     """
-    Passes when the database has this program's schema.
+    Check that the database has this program's schema.
 
     Raises:
-        SchemaMismatch: when it has none, or another one; names the command to run.
+        SchemaMismatch: when it has none or another one; the message names the command to run.
     """
     found = _schema_of(engine)
     if found == SCHEMA:
@@ -236,7 +218,7 @@ def check_schema(engine: Engine) -> None:
 
 def open_ledger(url: str) -> Engine:
     """
-    An engine for a ledger that is there and has this program's schema.
+    Return an engine for an existing ledger with this program's schema.
 
     Raises:
         DatabaseError: when it cannot be used as it is.
@@ -248,10 +230,10 @@ def open_ledger(url: str) -> Engine:
 
 def refuse_newer_schema(engine: Engine) -> None:
     """
-    Passes when the database has no schema, an older one or this program's.
+    Check that the database has no schema, an older one or this program's.
 
     Raises:
-        SchemaMismatch: when a newer qsit has made it.
+        SchemaMismatch: when a newer qsit made it.
     """
     found = _schema_of(engine)
     if found is not None and found > SCHEMA:

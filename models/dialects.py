@@ -1,10 +1,10 @@
-"""What both databases can do, each in its words."""
+"""SQL that SQLite and PostgreSQL write differently."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, BigInteger, Dialect, Float, Text, TypeDecorator, bindparam, cast, func
+from sqlalchemy import ARRAY, BigInteger, Dialect, Float, Text, TypeDecorator
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 
 
 class now_s(FunctionElement[float]):  # noqa: N801 -- reads like the SQL functions it stands beside
-    """Seconds since 1970 by the database's clock, which every worker shares."""
+    """Seconds since 1970 by the database's clock, which all workers share."""
 
     type = Float(53)
     inherit_cache = True
@@ -29,7 +29,7 @@ def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: Any) -> str:
 
 
 class Ids(TypeDecorator[Sequence[int]]):
-    """Many ids as one parameter, so that a statement is the same however many they are."""
+    """Many ids as one parameter, so that the statement does not depend on their number."""
 
     impl = Text
     cache_ok = True
@@ -43,7 +43,7 @@ class Ids(TypeDecorator[Sequence[int]]):
 
 
 class one_of(FunctionElement[Any]):  # noqa: N801 -- reads like the SQL functions it stands beside
-    """Whether a column has one of `Ids`. Not typed as bool: for SQLite, that adds an `= 1` which hides the index."""
+    """Whether a column has one of `Ids`. Not a bool: SQLAlchemy would add `= 1`, which hides SQLite's index."""
 
     inherit_cache = True
 
@@ -60,15 +60,8 @@ def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **_: Any) -> str:
     return f"{column} = ANY ({ids})"
 
 
-def rows_of(parameter: str, *columns: Any) -> Any:
-    """Many rows as one parameter, of JSON, for PostgreSQL; its client would send them one by one."""
-    document = cast(bindparam(parameter, type_=Text()), JSON())
-    rows = func.json_to_recordset(document).table_valued(*columns)
-    return rows.render_derived(name=parameter, with_types=True)
-
-
 def overwriting(insert: Any) -> Any:
-    """An insert of either dialect that takes the place of what has the same key."""
+    """Return an insert that replaces rows with the same key."""
     keys = [each.name for each in insert.table.primary_key]
     changed = {each.name: insert.excluded[each.name] for each in insert.table.columns if each.name not in keys}
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)

@@ -1,4 +1,4 @@
-"""A database that is away for a while: whoever needs it asks again until it answers."""
+"""Repeat a call while the database is unavailable."""
 
 import time
 from collections.abc import Callable
@@ -12,23 +12,25 @@ T = TypeVar("T")
 
 
 OnOutage = Callable[[DatabaseUnavailable | None], None]
-"""Is told each time that the database is away, and None when it is back; what it raises ends the waiting."""
+"""Called with the error each time that the database is unavailable, and with None when it is back. What it raises ends
+the waiting."""
 
 
-def retry_while_unavailable(call: Callable[[], T], away: OnOutage) -> T:
+def retry_while_unavailable(call: Callable[[], T], on_outage: OnOutage) -> T:
     """
-    What a call returns, called again every second while the database does not answer. The call must change nothing
-    when it is made twice.
+    Return what a call returns, and repeat it every second while the database does not answer.
+
+    The call must be idempotent: the reply to a commit may be lost.
     """
-    is_away = False
+    is_out = False
     while True:
         try:
             result = call()
         except DatabaseUnavailable as error:
-            away(error)
-            is_away = True
+            on_outage(error)
+            is_out = True
         else:
-            if is_away:
-                away(None)
+            if is_out:
+                on_outage(None)
             return result
         time.sleep(PAUSE_S)

@@ -59,7 +59,7 @@ class LedgerRow(Base):
 
 
 class ImageRow(Base):
-    """One photo at one version; of all versions of a URI, one is current."""
+    """One photo at one version. At most one version of a URI is current."""
 
     __tablename__ = "images"
 
@@ -81,7 +81,7 @@ class ImageRow(Base):
 
 
 class ScorerRow(Base):
-    """What a score depends on beside the image."""
+    """A model at a revision with a procedure: what a score depends on besides the image."""
 
     __tablename__ = "scorers"
 
@@ -106,20 +106,20 @@ class JobRow(Base):
     private: Mapped[bool]  # worked on by the `qsit score` that owns it, not by the fleet
     rescore: Mapped[bool]
     priority: Mapped[int]  # higher goes first
-    max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failures that are no failure of the job
-    skipped: Mapped[int] = mapped_column(BigInteger)  # images listed of which all was known that the job wants
-    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # images listed that failed before by their own fault
+    max_failed: Mapped[str] = mapped_column(Text)  # "N" or "P%": failed photos that the job tolerates
+    skipped: Mapped[int] = mapped_column(BigInteger)  # listed images that have everything the job wants
+    skipped_failed: Mapped[int] = mapped_column(BigInteger)  # listed images that failed before by their own fault
     lister: Mapped[str | None] = mapped_column(Text)  # the process that lists its sources
-    lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; after that another may list
+    lister_until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970; then another process may list
     created_at: Mapped[datetime] = mapped_column(Utc)
     listed_at: Mapped[datetime | None] = mapped_column(Utc)  # set when the listing is complete
-    served_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent, or later
+    last_dispatched_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970; when a chunk was last sent
     finished_at: Mapped[datetime | None] = mapped_column(Utc)
     ask_below: Mapped[float | None] = mapped_column(Float(53))  # asks about images whose score is under it, or all
 
 
 class QuestionRow(Base):
-    """A question; what its answer does not depend on, its name, is the one under which it was asked last."""
+    """A question. Its name is the latest one: answers do not depend on it."""
 
     __tablename__ = "questions"
 
@@ -134,7 +134,7 @@ class QuestionRow(Base):
 
 
 class JobQuestionRow(Base):
-    """A question that a job asks; gone with its job."""
+    """A question of a job; deleted with its job."""
 
     __tablename__ = "job_questions"
 
@@ -146,7 +146,7 @@ class JobQuestionRow(Base):
 
 
 class ChunkRow(Base):
-    """Up to 512 items of a job, the unit of work."""
+    """Up to 512 items of a job: the unit of work. Each nullable column has a value in the states named beside it."""
 
     __tablename__ = "chunks"
 
@@ -156,15 +156,18 @@ class ChunkRow(Base):
     size: Mapped[int]
     scored: Mapped[int]
     failed: Mapped[int]
-    token: Mapped[str | None] = mapped_column(Text)  # of the lease: who has it may write
-    owner: Mapped[str | None] = mapped_column(Text)  # leased: the worker; sent: the broker it was sent to
-    until: Mapped[float | None] = mapped_column(Float(53))  # seconds since 1970: lease's end; queued: not sent before
+    # queued, when it must rest: not sent before; sent: sent again after. Times are seconds since 1970
+    available_at: Mapped[float | None] = mapped_column(Float(53))
+    sent_via: Mapped[str | None] = mapped_column(Text)  # sent: the broker, see models.claims.QueueKey
+    leased_by: Mapped[str | None] = mapped_column(Text)  # leased: the worker, see qsit.process_id.identity
+    lease_expires_at: Mapped[float | None] = mapped_column(Float(53))  # leased
+    token: Mapped[str | None] = mapped_column(Text)  # leased: only the worker that has it may write
 
     __table_args__ = (
         Index(None, "job_id", "state", "id"),
         Index(
-            "ix_chunks_until_held",
-            "until",
+            "ix_chunks_state_held",
+            "state",
             postgresql_where=text("state IN ('sent', 'leased')"),
             sqlite_where=text("state IN ('sent', 'leased')"),
         ),
@@ -172,11 +175,11 @@ class ChunkRow(Base):
 
 
 HELD = ChunkRow.state.in_((literal_column("'sent'"), literal_column("'leased'")))
-"""In the words of the index of those, and not with parameters: or SQLite looks through all chunks."""
+"""The condition of the index of sent and leased chunks, word for word: with parameters, SQLite reads all chunks."""
 
 
 class ItemRow(Base):
-    """One image in one job; what was skipped has no row."""
+    """One image in one job. Skipped images have no row."""
 
     __tablename__ = "items"
 
@@ -184,9 +187,9 @@ class ItemRow(Base):
     image_id: Mapped[int] = mapped_column(ForeignKey("images.id"), primary_key=True)
     chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id"), index=True)
     state: Mapped[str] = mapped_column(Text)  # ItemState
-    risk: Mapped[str] = mapped_column(Text)  # Risk
-    losses: Mapped[int]  # workers that died while it ran alone
-    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of a failed one and of no other
+    quarantine: Mapped[str] = mapped_column(Text)  # Quarantine
+    crashes: Mapped[int]  # workers that died while it ran alone
+    reason: Mapped[str | None] = mapped_column(Text)  # Reason, of failed items only
     message: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
@@ -215,11 +218,11 @@ class ItemRow(Base):
 
 
 HAS_FAILED = ItemRow.reason.is_not(None)
-"""In the words of the indexes of those; they do not name the state, or no row could change it in place."""
+"""The condition of the indexes of failed items. Without the state, PostgreSQL updates it in place."""
 
 
 class ScoreRow(Base):
-    """The score of one image by one scorer. Without foreign keys, which took half the time of writing it."""
+    """The score of one image by one scorer. No foreign keys: checking them took half of the writing time."""
 
     __tablename__ = "scores"
 
@@ -244,7 +247,7 @@ class ScoreRow(Base):
 
 
 class AnswerRow(Base):
-    """The answer to one question about one image by one scorer. Without foreign keys, as scores are."""
+    """The answer to one question about one image by one scorer. No foreign keys, as for scores."""
 
     __tablename__ = "answers"
 
@@ -252,7 +255,7 @@ class AnswerRow(Base):
     scorer_id: Mapped[int] = mapped_column(RowId, primary_key=True)
     question_id: Mapped[int] = mapped_column(RowId, primary_key=True)
     text: Mapped[str] = mapped_column(Text)
-    cut: Mapped[bool]  # it had not ended when its tokens ran out
+    cut: Mapped[bool]  # it reached the limit of tokens
     probabilities: Mapped[str | None] = mapped_column(Text)  # of the choices, a list in JSON
     dtype: Mapped[str] = mapped_column(Text)  # the precision it was computed in
     job_id: Mapped[int] = mapped_column(RowId)  # the job that asked
@@ -265,17 +268,17 @@ class AnswerRow(Base):
 
 
 class WorkerRow(Base):
-    """A process that holds, held or is loading a model."""
+    """A worker process that loads, holds or held a model."""
 
     __tablename__ = "workers"
 
-    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see models.ledger.workers.identity
-    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.Lane
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)  # host:pid:start, see qsit.process_id.identity
+    broker: Mapped[str] = mapped_column(Text)  # where its chunks come from, see models.claims.QueueKey
     model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str] = mapped_column(Text)
     device: Mapped[str] = mapped_column(Text)
     dtype: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)  # WorkerState
     load_s: Mapped[float | None] = mapped_column(Float(53))  # what loading the model took, in seconds
-    notice: Mapped[str | None] = mapped_column(Text)  # what its owner should know: no GPU found, a source out of reach
+    notice: Mapped[str | None] = mapped_column(Text)  # a message to people: no GPU found, a source out of reach
     seen_at: Mapped[float] = mapped_column(Float(53))  # seconds since 1970, by the database's clock

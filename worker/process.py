@@ -77,7 +77,7 @@ def start_process(app: Celery, settings: Settings, device: str) -> None:
     log.setLevel(logging.INFO)  # also where Celery was started with another level
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, for each photo
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    engine = db.connect(settings.database_url, may_forget=True)
+    engine = db.connect(settings.database_url, async_commit=True)
     queue_key = queue_key_of(settings, settings.revision or "")  # the parent has resolved the revision
     owner = process_id.identity()
     stopping = threading.Event()

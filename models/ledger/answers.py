@@ -1,4 +1,4 @@
-"""What jobs ask and what is answered: how it is written down, and found again when the same is asked."""
+"""What jobs ask and what models answer: how it is stored, and found again when the same is asked."""
 
 import json
 from collections import defaultdict
@@ -6,26 +6,26 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, column, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.claims import Claim
 from models.db import sanitize_text
-from models.dialects import Ids, one_of, overwriting, rows_of
-from models.tables import AnswerRow, JobQuestionRow, QuestionRow, Utc
+from models.dialects import Ids, one_of, overwriting
+from models.tables import AnswerRow, JobQuestionRow, QuestionRow
 from qsit.errors import UsageError
 from qsit.questions import Answer, Question
 
 MAX_QUESTION_BYTES = 2500
-"""Of text and choices together: an entry of a PostgreSQL index holds them in 2,704 bytes."""
+"""Bytes of text and choices together: an entry of a PostgreSQL index holds them in 2,704."""
 
 
 def keep_questions(connection: Connection, job_id: int, questions: Sequence[Question]) -> None:
     """
-    Write down what a job asks. Questions that get the same answer are one, named as it was said last.
+    Store the questions of a job. Questions with the same text and choices are one; the latest name counts.
 
     Raises:
-        UsageError: when a question is too long to be kept.
+        UsageError: when a question is too long.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = map(_row_of, questions)
@@ -63,7 +63,7 @@ _OF_JOB = (
 
 
 def questions_of(connection: Connection, job_id: int) -> dict[int, Question]:
-    """What a job asks, by id, in the order in which it was said."""
+    """Return the questions of a job by id, in the order given."""
     return {
         row.id: Question(row.name, row.text, tuple(json.loads(row.choices)), row.max_new_tokens)
         for row in connection.execute(_OF_JOB, {"job": job_id})
@@ -80,7 +80,7 @@ _ANSWERED = select(AnswerRow.image_id, AnswerRow.question_id).where(
 def answered(
     connection: Connection, image_ids: Sequence[int], scorer_id: int, question_ids: Collection[int]
 ) -> dict[int, frozenset[int]]:
-    """Which of the questions have an answer already, by image; asks the database only if there are questions."""
+    """Return which of the questions are answered already, by image. Without questions, the database is not asked."""
     if not question_ids:
         return {}
     asked = {"ids": list(image_ids), "scorer": scorer_id, "questions": list(question_ids)}
@@ -90,37 +90,26 @@ def answered(
     return {image_id: frozenset(ids) for image_id, ids in found.items()}
 
 
-_SAME = ("scorer_id", "job_id", "answered_at")
-_VARIES = [each for each in AnswerRow.__table__.columns if each.name not in _SAME]
-_WRITE = overwriting(sqlite.insert(AnswerRow))
-_WRITE_ALL = overwriting(
-    postgresql.insert(AnswerRow).from_select(
-        [*(each.name for each in _VARIES), *_SAME],
-        select(
-            rows_of("given", *(column(each.name, each.type) for each in _VARIES)),
-            bindparam("scorer_id"),
-            bindparam("job_id"),
-            bindparam("answered_at", type_=Utc()),
-        ),
-    )
-)
+_WRITE = {dialect.dialect.name: overwriting(dialect.insert(AnswerRow)) for dialect in (postgresql, sqlite)}
 
 
-def write_answers(connection: Connection, claim: Claim, given: Mapping[tuple[int, int], tuple[Answer, str]]) -> None:
+def write_answers(connection: Connection, claim: Claim, found: Mapping[tuple[int, int], tuple[Answer, str]]) -> None:
     """
-    Write answers, in the place of those that were there. The caller holds the lease.
+    Write answers, replacing earlier ones. The caller holds the lease.
 
-    given: by image and question, with the dtype.
+    found: answer and dtype, by image and question.
     """
+    shared = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "answered_at": datetime.now(UTC)}
     rows = [
         {
-            "image_id": image_id, "question_id": question_id, "text": sanitize_text(answer.text), "cut": answer.cut,
-            "probabilities": json.dumps(answer.probabilities) if answer.probabilities else None, "dtype": dtype,
+            "image_id": image_id,
+            "question_id": question_id,
+            "text": sanitize_text(answer.text),
+            "cut": answer.cut,
+            "probabilities": json.dumps(answer.probabilities) if answer.probabilities else None,
+            "dtype": dtype,
+            **shared,
         }
-        for (image_id, question_id), (answer, dtype) in sorted(given.items())  # in one order for all, as scores
-    ]  # fmt: skip
-    same = {"scorer_id": claim.scorer_id, "job_id": claim.job_id, "answered_at": datetime.now(UTC)}
-    if connection.dialect.name == "postgresql":
-        connection.execute(_WRITE_ALL, {"given": json.dumps(rows, ensure_ascii=False), **same})
-    else:
-        connection.execute(_WRITE, [{**row, **same} for row in rows])
+        for (image_id, question_id), (answer, dtype) in sorted(found.items())  # in one order for all, as scores
+    ]
+    connection.execute(_WRITE[connection.dialect.name], rows)

@@ -1,4 +1,4 @@
-"""What people do to a job that is there: pause, resume, cancel and retry it, and prune what old ones left."""
+"""Pause, resume, cancel and retry jobs, and prune what old ones left."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,44 +8,45 @@ from sqlalchemy import Connection, Engine, and_, bindparam, case, delete, exists
 
 from models.db import reading, writing
 from models.ledger import rescue
+from models.ledger.conditions import NOT_HELD
 from models.ledger.jobs import finish_if_done
 from models.tables import HAS_FAILED, ChunkRow, ItemRow, JobRow
 from qsit.errors import UsageError
 from qsit.states import ChunkState, ItemState, JobState, Quarantine, Reason
 
 CHUNKS_AT_ONCE = 100
-"""How many chunks one transaction settles or prunes, so that nobody waits long for it."""
+"""Chunks that one transaction settles or prunes, so that nobody waits long for it."""
 FAILURES_AT_ONCE = 5000
 
 
 def pause(engine: Engine, job_id: int) -> None:
     """
-    Send nothing more of a job; workers hand back what they hold after the batch in hand.
+    Send nothing more of a job. Workers release what they hold after their current batch.
 
     Raises:
         UsageError: when the job is finished or cancelled.
     """
     with writing(engine) as connection:
         _change(connection, job_id, "pause", {JobState.ACTIVE, JobState.PAUSED}, JobState.PAUSED)
-    with writing(engine) as connection:  # of its own: jobs are locked after chunks, or two could wait for each other
+    with writing(engine) as connection:  # a second one: chunks are locked before jobs everywhere
         rescue.requeue(connection, and_(ChunkRow.job_id == job_id, ChunkRow.state == ChunkState.SENT))
 
 
 def resume(engine: Engine, job_id: int) -> None:
     """
-    Let a paused job go on.
+    Let a paused job continue.
 
     Raises:
         UsageError: when the job is finished or cancelled.
     """
     with writing(engine) as connection:
         _change(connection, job_id, "resume", {JobState.ACTIVE, JobState.PAUSED}, JobState.ACTIVE)
-    finish_if_done(engine, job_id)  # whose last photo was done while it was paused
+    finish_if_done(engine, job_id)  # its last photo may have been done while it was paused
 
 
 def cancel(engine: Engine, job_id: int) -> None:
     """
-    Do nothing more of a job. Workers record the batch in hand and let go of the rest; what has its score keeps it.
+    Do nothing more of a job. Workers record their current batch and release the rest. Scores stay.
 
     Raises:
         UsageError: when the job is finished.
@@ -70,7 +71,7 @@ def _change(connection: Connection, job_id: int, verb: str, starts: set[JobState
 
 
 def settle_cancelled(engine: Engine) -> None:
-    """Cancel what is left of cancelled jobs and in no worker's hands; repeated by the timer of every worker."""
+    """Cancel what is left of cancelled jobs and not held by a worker. Every worker's timer repeats this."""
     free = ChunkRow.state.in_((ChunkState.QUEUED, ChunkState.SENT))
     with reading(engine) as connection:
         left = exists().where(ChunkRow.job_id == JobRow.id, free)
@@ -85,12 +86,10 @@ def settle_cancelled(engine: Engine) -> None:
                 connection.execute(
                     update(ItemRow)
                     .where(ItemRow.chunk_id.in_(chunk_ids), ItemRow.state == ItemState.QUEUED)
-                    .values(state=ItemState.CANCELLED, risk=Quarantine.NONE)
+                    .values(state=ItemState.CANCELLED, quarantine=Quarantine.NONE)
                 )
                 connection.execute(
-                    update(ChunkRow)
-                    .where(ChunkRow.id.in_(chunk_ids), free)
-                    .values(state=ChunkState.DONE, token=None, owner=None, until=None)
+                    update(ChunkRow).where(ChunkRow.id.in_(chunk_ids), free).values(state=ChunkState.DONE, **NOT_HELD)
                 )
             if len(chunk_ids) < CHUNKS_AT_ONCE:
                 break
@@ -98,7 +97,7 @@ def settle_cancelled(engine: Engine) -> None:
 
 def retry(engine: Engine, job_id: int, reasons: Sequence[Reason] = ()) -> int:
     """
-    Queue the failed items of a job again, of the given reasons or of all, and let a finished job go on. Returns
+    Queue the failed items of a job again, of the given reasons or of all, and reactivate a finished job. Return
     their number.
 
     Raises:
@@ -126,7 +125,7 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
     queued = connection.execute(
         update(ItemRow)
         .where(ItemRow.job_id == job_id, ItemRow.image_id.in_(image_ids), HAS_FAILED)
-        .values(state=ItemState.QUEUED, risk=Quarantine.NONE, losses=0, reason=None, message=None)
+        .values(state=ItemState.QUEUED, quarantine=Quarantine.NONE, crashes=0, reason=None, message=None)
         .returning(ItemRow.chunk_id)
     ).scalars().all()  # fmt: skip
     if queued:
@@ -139,7 +138,7 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
             ),
             [{"chunk": chunk_id, "number": number} for chunk_id, number in sorted(Counter(queued).items())],
         )
-    # after the chunks, and also where it changes nothing: who finishes the job must wait, and look again
+    # after the chunks, and also when nothing changes: whoever finishes the job must wait for this and look again
     state = connection.execute(select(JobRow.state).where(JobRow.id == job_id).with_for_update()).scalar_one()
     if state == JobState.CANCELLED:
         raise UsageError(f"job {job_id} is cancelled: submit its photos again")
@@ -150,8 +149,9 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
 
 def prune(engine: Engine, older_than: timedelta) -> int:
     """
-    Remove the items of jobs that ended so long ago, but for the failed ones, which keep later jobs from trying in
-    vain. Scores, and the counts of the jobs, stay. Returns the number of items removed.
+    Remove the items of jobs that ended so long ago. Return their number.
+
+    Failed items stay: they keep later jobs from trying in vain. Scores and the counts of the jobs stay.
     """
     ended = and_(
         JobRow.state.in_((JobState.FINISHED, JobState.CANCELLED)), JobRow.finished_at < datetime.now(UTC) - older_than

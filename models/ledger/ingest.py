@@ -1,4 +1,4 @@
-"""How listed images become rows: each the current version of its URI, and an item of a job unless that is in vain."""
+"""Turn listed images into rows: each the current version of its URI, and an item of a job if it needs work."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ SMALLEST_CHUNK = 16
 
 @dataclass(frozen=True)
 class JobCriteria:
-    """What of a job decides which images it needs. asks: whether it has questions."""
+    """What decides which images a job needs. asks: whether it has questions."""
 
     job_id: int
     scorer_id: int
@@ -42,21 +42,21 @@ class JobCriteria:
 
 
 def upsert_images(
-    connection: Connection, versions: Mapping[str, str], terms: JobCriteria
+    connection: Connection, versions: Mapping[str, str], criteria: JobCriteria
 ) -> tuple[list[int], int, int]:
     """
-    Make each version the current one of its URI. Returns the ids of the images that are to be scored or asked about by
-    the job and not in it yet, and how many others have all that it wants, and failed before by their own fault.
+    Make each version the current one of its URI.
 
-    An image of unknown version has a row too, for its item to refer to, but is never the current version of anything.
+    Return the ids of the images that need work and are not in the job yet; how many others have all that the job wants;
+    and how many failed before by their own fault. An image of unknown version gets a row, but is never current.
     """
     listed = _table(connection, versions)
     known, new = _make_current(connection, listed)
-    return _partition(connection, listed, terms) if known else (new, 0, 0)
+    return _partition(connection, listed, criteria) if known else (new, 0, 0)
 
 
 def add_version(connection: Connection, versions: Mapping[str, str]) -> dict[str, int]:
-    """Make each version the current one of its URI. The ids of the images, by URI."""
+    """Make each version the current one of its URI. Return the ids of the images, by URI."""
     listed = _table(connection, versions)
     _make_current(connection, listed)
     same = and_(listed.c.key == ImageRow.uri, listed.c.value == ImageRow.version)
@@ -64,13 +64,13 @@ def add_version(connection: Connection, versions: Mapping[str, str]) -> dict[str
 
 
 def _make_current(connection: Connection, listed: Subquery) -> tuple[bool, list[int]]:
-    """Whether any of the URIs was known before; the ids of the images that are new, in the order of the listing."""
+    """Return whether any URI was known before, and the ids of the new images in the order of the listing."""
     known = connection.execute(
         select(ImageRow.id, ImageRow.current, (ImageRow.version == listed.c.value).label("is_listed"), listed.c.value)
         .join(listed, listed.c.key == ImageRow.uri)
     ).all()  # fmt: skip
     turned = [row for row in known if row.current != row.is_listed and row.value != UNKNOWN_VERSION]
-    for was_current in (True, False):  # in this order: no moment has two current versions
+    for was_current in (True, False):  # in this order, so that no URI ever has two current versions
         if ids := [row.id for row in turned if row.current is was_current]:
             connection.execute(update(ImageRow).where(ImageRow.id.in_(ids)).values(current=not was_current))
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -84,21 +84,21 @@ def _make_current(connection: Connection, listed: Subquery) -> tuple[bool, list[
     return bool(known), sorted(added.scalars().all())
 
 
-def _partition(connection: Connection, listed: Subquery, terms: JobCriteria) -> tuple[list[int], int, int]:
+def _partition(connection: Connection, listed: Subquery, criteria: JobCriteria) -> tuple[list[int], int, int]:
     other = aliased(ImageRow)
     either_unknown = or_(other.version == UNKNOWN_VERSION, listed.c.value == UNKNOWN_VERSION)
     same = and_(other.uri == listed.c.key, or_(other.version == listed.c.value, either_unknown))
-    in_job = exists().where(same, exists().where(ItemRow.job_id == terms.job_id, ItemRow.image_id == other.id))
-    scored = exists().where(ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == terms.scorer_id)
-    has_all = and_(scored, _is_answered(terms)) if terms.asks else scored
+    in_job = exists().where(same, exists().where(ItemRow.job_id == criteria.job_id, ItemRow.image_id == other.id))
+    scored = exists().where(ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == criteria.scorer_id)
+    has_all = and_(scored, _is_answered(criteria)) if criteria.asks else scored
     failed = exists().where(
         ItemRow.image_id == ImageRow.id,
         HAS_FAILED,
         ItemRow.reason.not_in(PASSING_REASONS),
         JobRow.id == ItemRow.job_id,
-        JobRow.scorer_id == terms.scorer_id,
+        JobRow.scorer_id == criteria.scorer_id,
     )
-    may_skip = false() if terms.rescore else listed.c.value != UNKNOWN_VERSION
+    may_skip = false() if criteria.rescore else listed.c.value != UNKNOWN_VERSION
     query = (
         select(ImageRow.id, and_(may_skip, has_all).label("has_all"), and_(may_skip, failed).label("failed"))
         .join(listed, and_(listed.c.key == ImageRow.uri, listed.c.value == ImageRow.version))
@@ -111,16 +111,16 @@ def _partition(connection: Connection, listed: Subquery, terms: JobCriteria) -> 
     return waiting, skipped, len(rows) - len(waiting) - skipped
 
 
-def _is_answered(terms: JobCriteria) -> ColumnElement[bool]:
-    """Whether an image that has its score has every answer that the job asks for."""
-    of_this = and_(AnswerRow.image_id == ImageRow.id, AnswerRow.scorer_id == terms.scorer_id)
-    is_there = exists().where(of_this, AnswerRow.question_id == JobQuestionRow.question_id)
-    is_there = is_there.correlate(ImageRow, JobQuestionRow)  # by itself it would not reach as far out as the image
-    is_open = exists().where(JobQuestionRow.job_id == terms.job_id, ~is_there)
-    if terms.ask_below is None:
+def _is_answered(criteria: JobCriteria) -> ColumnElement[bool]:
+    """Return whether an image with a score has every answer that the job asks for."""
+    of_this = and_(AnswerRow.image_id == ImageRow.id, AnswerRow.scorer_id == criteria.scorer_id)
+    has_answer = exists().where(of_this, AnswerRow.question_id == JobQuestionRow.question_id)
+    has_answer = has_answer.correlate(ImageRow, JobQuestionRow)  # SQLAlchemy does not correlate so far out by itself
+    is_open = exists().where(JobQuestionRow.job_id == criteria.job_id, ~has_answer)
+    if criteria.ask_below is None:
         return ~is_open
     good_enough = exists().where(
-        ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == terms.scorer_id, ScoreRow.score >= terms.ask_below
+        ScoreRow.image_id == ImageRow.id, ScoreRow.scorer_id == criteria.scorer_id, ScoreRow.score >= criteria.ask_below
     )
     return or_(good_enough, ~is_open)
 
@@ -140,13 +140,13 @@ def insert_items(connection: Connection, job_id: int, ids: Sequence[int]) -> Non
         chunk_id = connection.execute(insert(ChunkRow).values(row).returning(ChunkRow.id)).scalar_one()
         chunk_of |= dict.fromkeys(part, chunk_id)
     placed = _table(connection, chunk_of)
-    same = {"job_id": job_id, "state": ItemState.QUEUED, "risk": Quarantine.NONE, "losses": 0}
+    same = {"job_id": job_id, "state": ItemState.QUEUED, "quarantine": Quarantine.NONE, "crashes": 0}
     rows = select(cast(placed.c.key, RowId), cast(placed.c.value, RowId), *(literal(value) for value in same.values()))
     connection.execute(insert(ItemRow).from_select(["image_id", "chunk_id", *same], rows))
 
 
 def _table(connection: Connection, pairs: Mapping[str, str] | Mapping[int, int]) -> Subquery:
-    """Keys and values as a table in a query, with their position; however many, they are one parameter, of JSON."""
+    """Return keys and values as a table with their position, passed as one JSON parameter."""
     document = json.dumps(pairs, ensure_ascii=False)
     if connection.dialect.name == "postgresql":
         each = func.json_each_text(cast(literal(document), JSON()))

@@ -15,7 +15,7 @@ from qsit.states import ChunkState, JobState
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job is to be. It asks about all of its photos, or about those whose score is under `ask_below`."""
+    """What a job does. It asks about all of its photos, or about those whose score is under `ask_below`."""
 
     key: str  # digest of what the user asked for: sources and options
     name: str | None
@@ -43,7 +43,7 @@ class OpenedJob:
 
 def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
     """
-    The job of that name; else the unfinished job of the same key and scorer; else a new one.
+    Return the job of that name; else the unfinished job of the same key and scorer; else a new one.
 
     Raises:
         UsageError: when the name belongs to a job of other sources or options, or to one that was cancelled; when a
@@ -70,7 +70,7 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
                 update(JobRow)
                 .where(JobRow.id == job_id)
                 .values(
-                    private=JobRow.private if spec.private else False,  # what the fleet works on stays the fleet's
+                    private=JobRow.private if spec.private else False,  # a job of the fleet stays with the fleet
                     priority=spec.priority,
                     max_failed=spec.max_failed,
                 )
@@ -85,7 +85,7 @@ def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
     row = {
         "name": spec.name, "key": spec.key, "scorer_id": scorer, "state": JobState.ACTIVE, "private": spec.private,
         "rescore": spec.rescore, "priority": spec.priority, "max_failed": spec.max_failed,
-        "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "served_at": 0.0,
+        "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "last_dispatched_at": 0.0,
         "ask_below": spec.ask_below,
     }  # fmt: skip
     return connection.execute(insert(JobRow).values(row).returning(JobRow.id)).scalar_one()
@@ -115,7 +115,7 @@ def _scorer_id(connection: Connection, spec: JobSpec) -> int:
 
 def find_job(engine: Engine, name_or_id: str | None) -> int:
     """
-    The id of the job of that name or number, or of the latest job.
+    Return the id of the job of that name or number, or of the latest job.
 
     Raises:
         JobNotFound: when there is none.
@@ -134,7 +134,7 @@ def find_job(engine: Engine, name_or_id: str | None) -> int:
     return found
 
 
-_LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE", which the index cannot find
+_LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE": the index could not be used
 _UNFINISHED = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(_LEFT))
 
 
@@ -143,12 +143,12 @@ _IS_DONE = select(JobRow.id).where(JobRow.id == bindparam("job"), _DONE)
 
 
 def finish_if_done(engine: Engine, job_id: int) -> bool:
-    """Finish the job if its listing is complete and nothing of it is left, in a transaction of its own."""
+    """Finish the job if its listing is complete and nothing of it is left. Opens its own transaction."""
     with reading(engine) as connection:
         if connection.execute(_IS_DONE, {"job": job_id}).scalar() is None:
             return False
     with writing(engine) as connection:
-        # locked first and looked at then: a retry that was under way has its chunks queued by now
+        # lock first, then look: a retry that was running has queued its chunks by then
         connection.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
         done = connection.execute(
             update(JobRow)
@@ -159,7 +159,7 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
 
 
 def finish_done_jobs(engine: Engine) -> None:
-    """Finish every job that is done; the timer's share, should the last record's have been lost."""
+    """Finish every job that is done. Workers' timers call it, in case the last worker ended before it could."""
     with reading(engine) as connection:
         job_ids = connection.execute(select(JobRow.id).where(_DONE)).scalars().all()
     for job_id in job_ids:

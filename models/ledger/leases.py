@@ -1,6 +1,6 @@
-"""The life of a chunk in a worker's hands: claimed, recorded, handed back or lost.
+"""The life of a chunk in a worker's hands: claimed, renewed, released or expired.
 
-Every change is guarded by the state it starts from. A claim is a token and a deadline by the database's clock; who
+Every statement names the state it starts from. A claim is a token and a deadline by the database's clock: a worker that
 has lost the token writes nothing.
 """
 
@@ -32,11 +32,12 @@ from models.dialects import now_s
 from models.ledger import answers, recording
 from models.ledger.conditions import (
     ITEM_ID_IN,
+    LEASE_HAS_EXPIRED,
     LEASE_IS_MINE,
     LOCK_MY_CHUNK,
     NEW_EXPIRY,
-    OF_THIS_CHUNK,
-    OVERDUE,
+    NOT_HELD,
+    OPEN_ITEM_OF_CHUNK,
     THIS_CHUNK,
     lease_of,
 )
@@ -45,13 +46,13 @@ from models.tables import ChunkRow, ImageRow, ItemRow, JobQuestionRow, JobRow, S
 from qsit.errors import LeaseLost
 from qsit.states import ChunkState, ItemState, JobState, Quarantine, Reason, WorkerState
 
-LOSSES_TO_CRASHED = 3
+MAX_CRASHES = 3
+"""An item that ends so many workers while it runs alone fails as `crashed`."""
 
-
-_HAS_RESTED = or_(ChunkRow.until.is_(None), OVERDUE)
-_FREE = or_(ChunkRow.state == ChunkState.SENT, and_(ChunkRow.state == ChunkState.QUEUED, _HAS_RESTED))
+_HAS_RESTED = or_(ChunkRow.available_at.is_(None), ChunkRow.available_at < now_s())
+_IS_FREE = or_(ChunkRow.state == ChunkState.SENT, and_(ChunkRow.state == ChunkState.QUEUED, _HAS_RESTED))
 _ONLY_JOB = bindparam("only_job", type_=BigInteger)
-_FOR_THIS_LANE = (
+_IS_OF_QUEUE = (
     exists()
     .where(JobRow.id == ChunkRow.job_id, JobRow.state == JobState.ACTIVE, ScorerRow.id == JobRow.scorer_id)
     .where(ScorerRow.model == bindparam("model"), ScorerRow.revision == bindparam("revision"))
@@ -59,213 +60,246 @@ _FOR_THIS_LANE = (
 )
 
 
-def _of_its_job(what: InstrumentedAttribute[Any]) -> ScalarSelect[Any]:
-    return select(what).where(JobRow.id == ChunkRow.job_id).correlate(ChunkRow).scalar_subquery()
+def _job_column(column: InstrumentedAttribute[Any]) -> ScalarSelect[Any]:
+    return select(column).where(JobRow.id == ChunkRow.job_id).correlate(ChunkRow).scalar_subquery()
 
 
-_ITS_SCORER = _of_its_job(JobRow.scorer_id)
-_ITS_PROCEDURE = select(ScorerRow.procedure).where(ScorerRow.id == _ITS_SCORER).scalar_subquery()
-_ASKS = exists().where(JobQuestionRow.job_id == ChunkRow.job_id).correlate(ChunkRow)
-_TAKE = (
+_SCORER = _job_column(JobRow.scorer_id)
+_CLAIM = (
     update(ChunkRow)
-    .where(THIS_CHUNK, _FREE, _FOR_THIS_LANE)
-    .values(state=ChunkState.LEASED, token=bindparam("new_token"), owner=bindparam("new_owner"), until=NEW_EXPIRY)
+    .where(THIS_CHUNK, _IS_FREE, _IS_OF_QUEUE)
+    .values(
+        state=ChunkState.LEASED,
+        token=bindparam("new_token"),
+        leased_by=bindparam("worker"),
+        lease_expires_at=NEW_EXPIRY,
+        sent_via=None,
+        available_at=None,
+    )
     .returning(
-        ChunkRow.job_id, _ITS_SCORER, _of_its_job(JobRow.rescore), _ITS_PROCEDURE, _of_its_job(JobRow.ask_below), _ASKS
+        ChunkRow.job_id,
+        _SCORER.label("scorer_id"),
+        _job_column(JobRow.rescore).label("rescore"),
+        select(ScorerRow.procedure).where(ScorerRow.id == _SCORER).scalar_subquery().label("procedure"),
+        _job_column(JobRow.ask_below).label("ask_below"),
+        exists().where(JobQuestionRow.job_id == ChunkRow.job_id).correlate(ChunkRow).label("asks"),
     )
 )
-_IS_OVERDUE = select(ChunkRow.id).where(THIS_CHUNK, ChunkRow.state == ChunkState.LEASED, OVERDUE)
-_ITS_SCORE = (
+_IS_EXPIRED = select(ChunkRow.id).where(THIS_CHUNK, ChunkRow.state == ChunkState.LEASED, LEASE_HAS_EXPIRED)
+_SCORE = (
     select(ScoreRow.score)
     .where(ScoreRow.image_id == ItemRow.image_id, ScoreRow.scorer_id == bindparam("scorer"))
     .correlate(ItemRow)
     .scalar_subquery()
 )
 _OPEN_ITEMS = (
-    select(ImageRow.id, ImageRow.uri, ImageRow.version, ItemRow.risk == Quarantine.SUSPECT, _ITS_SCORE)
+    select(ImageRow.id, ImageRow.uri, ImageRow.version, ItemRow.quarantine == Quarantine.SUSPECT, _SCORE)
     .join(ItemRow, ItemRow.image_id == ImageRow.id)
-    .where(OF_THIS_CHUNK)
+    .where(OPEN_ITEM_OF_CHUNK)
     .order_by(ImageRow.id)
 )
 
 
-def claim(engine: Engine, chunk_id: int, lane: QueueKey, owner: str, lease_s: float) -> Claim | None:
+def claim(engine: Engine, chunk_id: int, queue: QueueKey, worker: str, lease_s: float) -> Claim | None:
     """
-    Lease a chunk that was queued or sent, for `lease_s` seconds. None when it is leased or done already, not for
-    this lane, or its job is not active. Items that need nothing by now are settled without being returned.
+    Lease a queued or sent chunk to a worker for `lease_s` seconds, and return its items that still need work.
+
+    Return None when it is leased or done, belongs to another queue, or its job is not active. Items that need nothing
+    any more are settled and not returned.
     """
     token = secrets.token_hex(16)
-    terms = {
-        "chunk": chunk_id, "model": lane.model, "revision": lane.revision, "only_job": lane.job_id,
-        "new_token": token, "new_owner": owner, "lease_s": lease_s,
-    }  # fmt: skip
+    parameters = {
+        "chunk": chunk_id,
+        "model": queue.model,
+        "revision": queue.revision,
+        "only_job": queue.job_id,
+        "new_token": token,
+        "worker": worker,
+        "lease_s": lease_s,
+    }
     with writing(engine) as connection:
-        taken = connection.execute(_TAKE, terms).one_or_none()
-        if taken is None and connection.execute(_IS_OVERDUE, terms).scalar() is not None:
-            expire(connection, chunk_id, OVERDUE)
-            taken = connection.execute(_TAKE, terms).one_or_none()
+        taken = connection.execute(_CLAIM, parameters).one_or_none()
+        if taken is None and connection.execute(_IS_EXPIRED, parameters).scalar() is not None:
+            expire(connection, chunk_id, LEASE_HAS_EXPIRED)
+            taken = connection.execute(_CLAIM, parameters).one_or_none()
         if taken is None:
             return None
-        job_id, scorer_id, rescore, procedure, ask_below, asks = taken
-        questions = answers.questions_of(connection, job_id) if asks else {}
-        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": scorer_id}).all()
-        answered = answers.answered(connection, [row[0] for row in rows], scorer_id, questions)
+        questions = answers.questions_of(connection, taken.job_id) if taken.asks else {}
+        rows = connection.execute(_OPEN_ITEMS, {"chunk": chunk_id, "scorer": taken.scorer_id}).all()
+        answered = answers.answered(connection, [row[0] for row in rows], taken.scorer_id, questions)
         items = [
-            ClaimedItem(image_id, uri, version, bool(suspect), _found(score, answered.get(image_id)))
+            ClaimedItem(image_id, uri, version, bool(suspect), _existing(score, answered.get(image_id)))
             for image_id, uri, version, suspect, score in rows
         ]
-        every = Claim(chunk_id, job_id, scorer_id, procedure, bool(rescore), token, items, questions, ask_below)
+        every = Claim(
+            chunk_id,
+            taken.job_id,
+            taken.scorer_id,
+            taken.procedure,
+            bool(taken.rescore),
+            token,
+            items,
+            questions,
+            taken.ask_below,
+        )
         settled = [AlreadyScored(item.image_id) for item in items if every.is_settled(item.found)]
         if not settled:
             return every
-        claimed = replace(every, items=[item for item in items if not every.is_settled(item.found)])
-        recording.record_batch(connection, claimed, settled, lease_s)
-    return claimed
+        left = replace(every, items=[item for item in items if not every.is_settled(item.found)])
+        recording.record_batch(connection, left, settled, lease_s)
+    return left
 
 
 _NOTHING = ExistingResults()
 
 
-def _found(score: float | None, answered: frozenset[int] | None) -> ExistingResults:
+def _existing(score: float | None, answered: frozenset[int] | None) -> ExistingResults:
     if score is None and answered is None:
-        return _NOTHING  # most have nothing, and making another takes its time
+        return _NOTHING  # shared: most items have nothing
     return ExistingResults(score, answered or frozenset())
 
 
-_START = update(ItemRow).where(ITEM_ID_IN).values(risk=bindparam("new_risk"))
+_MARK = update(ItemRow).where(ITEM_ID_IN).values(quarantine=bindparam("new_quarantine"))
 
 
 def mark_in_flight(engine: Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
     """
-    Note that items are in flight, so that a worker's death can be laid to them. What runs alone is in flight alone:
-    what was before it has come to an end, if without a result, by the worker's own fault.
+    Note that items are in flight: if the worker dies, one of them may be the cause.
+
+    An item that runs alone is the only one in flight. Earlier ones have ended, if without a result, by the worker's
+    own fault.
 
     Raises:
-        LeaseLost: when the chunk is another's by now.
+        LeaseLost: when another worker has the chunk.
     """
     with writing(engine) as connection:
-        _check_lease(connection, claim)
+        _lock_chunk(connection, claim)
         if alone:
             connection.execute(_CLEAR_RISK, {"chunk": claim.chunk_id})
-        risk = Quarantine.ALONE if alone else Quarantine.IN_FLIGHT
-        connection.execute(_START, {"job": claim.job_id, "ids": image_ids, "new_risk": risk})
+        quarantine = Quarantine.ALONE if alone else Quarantine.IN_FLIGHT
+        connection.execute(_MARK, {"job": claim.job_id, "ids": image_ids, "new_quarantine": quarantine})
 
 
 def record(engine: Engine, claim: Claim, batch: Sequence[Result], lease_s: float) -> bool:
     """
-    Write a batch's results, and extend the lease, in one transaction. A version that was learnt becomes the current
-    one of its URI, and has score and answers; the item stays with the image whose version is unknown. False when the
-    job has been paused or cancelled, and the rest is to be handed back.
+    Write a batch's results and renew the lease, in one transaction.
+
+    A version that the worker learned becomes the current one of its URI and gets the score and answers. The item stays
+    with the image of unknown version. Return False when the job was paused or cancelled: release the rest.
 
     Raises:
-        LeaseLost: when the chunk is another's by now; nothing is written.
+        LeaseLost: when another worker has the chunk; nothing is written.
     """
     with writing(engine) as connection:
         job_state = recording.record_batch(connection, claim, batch, lease_s)
         if job_state is None:
-            raise _lost(claim)
+            raise _lease_lost(claim)
     return job_state is JobState.ACTIVE
 
 
-_EXTEND = update(ChunkRow).where(LEASE_IS_MINE).values(until=NEW_EXPIRY).returning(_of_its_job(JobRow.state))
+_RENEW = update(ChunkRow).where(LEASE_IS_MINE).values(lease_expires_at=NEW_EXPIRY).returning(_job_column(JobRow.state))
 
 
 def renew(connection: Connection, claim: Claim, lease_s: float) -> bool:
-    """The heartbeat of a lease. False when it is lost, or the job has been paused or cancelled."""
-    return connection.execute(_EXTEND, {**lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
+    """Extend a lease. Return False when it is lost, or the job was paused or cancelled."""
+    return connection.execute(_RENEW, {**lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
 
 
 def release(engine: Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
     """
-    End a lease in good order: the chunk is done, or what is left of it is queued again, to be sent after `delay_s`.
-    Finishes the job with its last chunk. Does nothing when the lease is lost.
+    End a lease in good order: the chunk is done, or the rest of it is queued and sent again after `delay_s` seconds.
+
+    Finish the job with its last chunk. Do nothing when the lease is lost.
     """
     with writing(engine) as connection:
         try:
-            job_state = _check_lease(connection, claim)
+            job_state = _lock_chunk(connection, claim)
         except LeaseLost:
             return
-        left = _requeue_or_finish(connection, claim.chunk_id, job_state, delay_s)
-    if left == ChunkState.DONE:
+        state = _requeue_or_finish(connection, claim.chunk_id, job_state, delay_s)
+    if state == ChunkState.DONE:
         finish_if_done(engine, claim.job_id)
 
 
-def _lost(claim: Claim) -> LeaseLost:
+def _lease_lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"the lease of chunk {claim.chunk_id} was lost")
 
 
-def _check_lease(connection: Connection, claim: Claim) -> JobState:
-    """The job's state; the chunk is locked, so that nobody takes it before the transaction ends."""
+def _lock_chunk(connection: Connection, claim: Claim) -> JobState:
+    """Lock a chunk until the transaction ends, and return its job's state. Raises LeaseLost."""
     job_state = connection.execute(LOCK_MY_CHUNK, lease_of(claim)).scalar()
     if job_state is None:
-        raise _lost(claim)
+        raise _lease_lost(claim)
     return JobState(job_state)
 
 
-def expire(connection: Connection, chunk_id: int, still: ColumnElement[bool]) -> int:
+def expire(connection: Connection, chunk_id: int, condition: ColumnElement[bool]) -> int:
     """
-    The worker that held a chunk is dead or out of touch; nothing is done unless that is `still` so, for a live one may
-    have the chunk by now. What it had in flight becomes suspect; what it ran alone has one more loss, and fails with
-    the third. Returns 1, or 0 when nothing was done.
+    End the lease of a worker that is dead or silent. Return 1, or 0 when nothing was done.
+
+    Re-checks `condition` under lock, since another worker may hold the chunk by now. What was in flight becomes
+    suspect. What ran alone has one more crash, and fails with the third.
     """
     query = (
         select(JobRow.state)
         .join(ChunkRow, ChunkRow.job_id == JobRow.id)
-        .where(ChunkRow.id == chunk_id, ChunkRow.state == ChunkState.LEASED, still)
+        .where(ChunkRow.id == chunk_id, ChunkRow.state == ChunkState.LEASED, condition)
     )
     job_state = connection.execute(query.with_for_update(of=ChunkRow, skip_locked=True)).scalar()
     if job_state is None:
         return 0
-    open_items = and_(ItemRow.chunk_id == chunk_id, ItemRow.state == ItemState.QUEUED)
-    if _was_told_to_end(connection, chunk_id):
-        _requeue_or_finish(connection, chunk_id, job_state)
-        return 1
-    crashed = and_(open_items, ItemRow.risk == Quarantine.ALONE, ItemRow.losses + 1 >= LOSSES_TO_CRASHED)
-    count = connection.execute(
-        update(ItemRow)
-        .where(crashed)
-        .values(
-            state=ItemState.FAILED,
-            risk=Quarantine.NONE,
-            losses=ItemRow.losses + 1,
-            reason=Reason.CRASHED,
-            message=f"it ended its worker {LOSSES_TO_CRASHED} times while running alone",
-        )
-    ).rowcount
-    connection.execute(
-        update(ItemRow)
-        .where(open_items, ItemRow.risk.in_((Quarantine.ALONE, Quarantine.IN_FLIGHT)))
-        .values(
-            risk=Quarantine.SUSPECT,
-            losses=case((ItemRow.risk == Quarantine.ALONE, ItemRow.losses + 1), else_=ItemRow.losses),
-        )
-    )
-    connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(failed=ChunkRow.failed + count))
+    if not _was_stopping(connection, chunk_id):
+        _count_crash(connection, chunk_id)
     _requeue_or_finish(connection, chunk_id, job_state)
     return 1
 
 
-def _was_told_to_end(connection: Connection, chunk_id: int) -> bool:
-    """Whether the chunk's worker was killed while it was stopping anyway, which is no photo's doing."""
+def _was_stopping(connection: Connection, chunk_id: int) -> bool:
+    """Return whether the chunk's worker had been told to stop: then its end is no photo's fault."""
     stopped = select(WorkerRow.owner).where(WorkerRow.state == WorkerState.STOPPED)
-    query = select(ChunkRow.id).where(ChunkRow.id == chunk_id, ChunkRow.owner.in_(stopped))
+    query = select(ChunkRow.id).where(ChunkRow.id == chunk_id, ChunkRow.leased_by.in_(stopped))
     return connection.execute(query).scalar() is not None
 
 
-_CANCEL = update(ItemRow).where(OF_THIS_CHUNK).values(state=ItemState.CANCELLED, risk=Quarantine.NONE)
+def _count_crash(connection: Connection, chunk_id: int) -> None:
+    open_items = and_(ItemRow.chunk_id == chunk_id, ItemRow.state == ItemState.QUEUED)
+    ran_alone = ItemRow.quarantine == Quarantine.ALONE
+    failed = connection.execute(
+        update(ItemRow)
+        .where(open_items, ran_alone, ItemRow.crashes + 1 >= MAX_CRASHES)
+        .values(
+            state=ItemState.FAILED,
+            quarantine=Quarantine.NONE,
+            crashes=ItemRow.crashes + 1,
+            reason=Reason.CRASHED,
+            message=f"it ended its worker {MAX_CRASHES} times while running alone",
+        )
+    ).rowcount
+    connection.execute(
+        update(ItemRow)
+        .where(open_items, ItemRow.quarantine.in_((Quarantine.ALONE, Quarantine.IN_FLIGHT)))
+        .values(quarantine=Quarantine.SUSPECT, crashes=case((ran_alone, ItemRow.crashes + 1), else_=ItemRow.crashes))
+    )
+    connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(failed=ChunkRow.failed + failed))
+
+
+_CANCEL = update(ItemRow).where(OPEN_ITEM_OF_CHUNK).values(state=ItemState.CANCELLED, quarantine=Quarantine.NONE)
 _CLEAR_RISK = (
     update(ItemRow)
-    .where(OF_THIS_CHUNK, ItemRow.risk.in_((Quarantine.IN_FLIGHT, Quarantine.ALONE)))
-    .values(risk=case((ItemRow.risk == Quarantine.ALONE, Quarantine.SUSPECT), else_=Quarantine.NONE))
+    .where(OPEN_ITEM_OF_CHUNK, ItemRow.quarantine.in_((Quarantine.IN_FLIGHT, Quarantine.ALONE)))
+    .values(quarantine=case((ItemRow.quarantine == Quarantine.ALONE, Quarantine.SUSPECT), else_=Quarantine.NONE))
 )
 _REQUEUE_OR_FINISH = (
     update(ChunkRow)
     .where(THIS_CHUNK)
     .values(
-        state=case((exists().where(OF_THIS_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
-        token=None,
-        owner=None,
-        until=now_s() + bindparam("delay_s", type_=Float(53)),
+        **NOT_HELD
+        | {
+            "state": case((exists().where(OPEN_ITEM_OF_CHUNK), ChunkState.QUEUED), else_=ChunkState.DONE),
+            "available_at": case(
+                (exists().where(OPEN_ITEM_OF_CHUNK), now_s() + bindparam("delay_s", type_=Float(53))), else_=None
+            ),
+        }
     )
     .returning(ChunkRow.state)
 )
@@ -273,8 +307,9 @@ _REQUEUE_OR_FINISH = (
 
 def _requeue_or_finish(connection: Connection, chunk_id: int, job_state: str, delay_s: float = 0.0) -> str:
     """
-    A leased chunk is queued again, or done. Nothing of it is in flight any more, and nothing more is laid to its
-    items: what ran alone does so again. The chunk's new state.
+    Queue a leased chunk again, or finish it, and return its new state.
+
+    Nothing of it is in flight any more. What ran alone runs alone again.
     """
     chunk = {"chunk": chunk_id}
     connection.execute(_CANCEL if job_state == JobState.CANCELLED else _CLEAR_RISK, chunk)

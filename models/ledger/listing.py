@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Engine, and_, delete, exists, func, or_, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, delete, exists, func, or_, select, update
 
 from models.db import advisory_lock, analyse, writing
 from models.dialects import now_s
@@ -17,13 +17,9 @@ from qsit.process_id import identity, is_dead
 from qsit.states import UNKNOWN_VERSION, JobState
 
 LISTER_S = 60.0
-"""A lister that has written nothing for so long is taken for dead."""
-
-
+"""A lister that has not written for so long counts as dead."""
 LARGE = 10_000
-"""A listing of so many images changes what the database must know of its tables."""
-
-
+"""A listing of so many images makes PostgreSQL's statistics wrong."""
 MAX_URI_BYTES = 2500
 """Longer URIs are left out: an entry of a PostgreSQL index holds URI and version in 2,704 bytes."""
 
@@ -40,7 +36,7 @@ class Listed(Protocol):
 
 @dataclass(frozen=True)
 class Added:
-    """What became of a batch of listed images: counts; queued counts those that were new to the job."""
+    """What became of a batch of listed images. queued: those that are new to the job and need work."""
 
     queued: int
     skipped: int
@@ -49,7 +45,7 @@ class Added:
 
 
 def begin_listing(engine: Engine, job_id: int) -> bool:
-    """Become the lister of a job, and count from zero. False when it is listed already or another lists it."""
+    """Become the lister of a job and reset its counts. Return False when it is listed, or another process lists it."""
     me = identity()
     with writing(engine) as connection:
         lister = connection.execute(select(JobRow.lister).where(JobRow.id == job_id)).scalar_one()
@@ -70,19 +66,54 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
         return taken.rowcount == 1
 
 
-_ASKS = exists().where(JobQuestionRow.job_id == JobRow.id).correlate(JobRow).label("asks")
+_RENEW = (
+    update(JobRow)
+    .where(JobRow.id == bindparam("job"), JobRow.lister == bindparam("me"), JobRow.listed_at.is_(None))
+    .values(lister_until=now_s() + LISTER_S)
+    .returning(
+        JobRow.scorer_id,
+        JobRow.rescore,
+        JobRow.ask_below,
+        JobRow.state,
+        exists().where(JobQuestionRow.job_id == JobRow.id).correlate(JobRow).label("asks"),
+    )
+)
 
 
-def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
+def renew_listing(engine: Engine, job_id: int) -> None:
     """
-    Write a batch of listed images (a few thousand at most) into the job: each becomes the current version of its
-    URI, and an item in a chunk unless it is in the job already, has its score and all answers that the job asks for,
-    or failed before by its own fault.
-    An image of unknown version is no current version, and an item unless its URI is in the job already.
+    Say that this process still lists a job. Call it more often than every LISTER_S seconds.
+
+    Raises:
+        LeaseLost: when another process lists the job now.
+    """
+    with writing(engine) as connection:
+        _renew(connection, job_id)
+
+
+def _renew(connection: Connection, job_id: int) -> Any:
+    job = connection.execute(_RENEW, {"job": job_id, "me": identity()}).one_or_none()
+    if job is None:
+        raise LeaseLost(f"another process lists job {job_id} now")
+    return job
+
+
+def add_images(
+    engine: Engine, job_id: int, images: Iterable[Listed], *, skipped: int = 0, skipped_failed: int = 0
+) -> Added:
+    """
+    Write a batch of listed images, a few thousand at most, into a job.
+
+    Each becomes the current version of its URI. It becomes an item in a chunk, too, unless it is in the job already,
+    has its score and all answers that the job asks for, or failed before by its own fault. An image of unknown version
+    never becomes current, and becomes an item unless its URI is in the job already. The call may be repeated: a commit
+    whose reply was lost changes nothing the second time.
+
+    skipped, skipped_failed: what earlier batches of this listing skipped.
 
     Raises:
         LeaseLost: when another process lists this job now.
-        JobCancelled: when that has happened to it.
+        JobCancelled: when the job was cancelled.
     """
     versions: dict[str, str] = {}
     too_long = 0
@@ -93,29 +124,19 @@ def add_images(engine: Engine, job_id: int, images: Iterable[Listed]) -> Added:
             versions[image.uri] = image.version or versions.get(image.uri, UNKNOWN_VERSION)
     with writing(engine) as connection:
         advisory_lock(connection, "jobs")
-        job = connection.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id, JobRow.lister == identity(), JobRow.listed_at.is_(None))
-            .values(lister_until=now_s() + LISTER_S)
-            .returning(JobRow.scorer_id, JobRow.rescore, JobRow.ask_below, JobRow.state, _ASKS)
-        ).one_or_none()
-        if job is None:
-            raise LeaseLost(f"another process lists job {job_id} now")
+        job = _renew(connection, job_id)
         if job.state == JobState.CANCELLED:
             raise JobCancelled(f"job {job_id} was cancelled while it was listed")
-        terms = JobCriteria(job_id, job.scorer_id, job.rescore, job.asks, job.ask_below)
-        waiting, skipped, skipped_failed = upsert_images(connection, versions, terms)
+        criteria = JobCriteria(job_id, job.scorer_id, job.rescore, job.asks, job.ask_below)
+        waiting, more_skipped, more_skipped_failed = upsert_images(connection, versions, criteria)
         insert_items(connection, job_id, waiting)
-        connection.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id)
-            .values(skipped=JobRow.skipped + skipped, skipped_failed=JobRow.skipped_failed + skipped_failed)
-        )
-    return Added(len(waiting), skipped, skipped_failed, too_long)
+        totals = {"skipped": skipped + more_skipped, "skipped_failed": skipped_failed + more_skipped_failed}
+        connection.execute(update(JobRow).where(JobRow.id == job_id).values(totals))
+    return Added(len(waiting), more_skipped, more_skipped_failed, too_long)
 
 
 def end_listing(engine: Engine, job_id: int) -> None:
-    """The listing is complete; with nothing left to do the job is finished."""
+    """Note that the listing is complete. With nothing left to do, the job is finished."""
     with writing(engine) as connection:
         connection.execute(
             update(JobRow)
@@ -130,7 +151,7 @@ def end_listing(engine: Engine, job_id: int) -> None:
 
 
 def give_up_listing(engine: Engine, job_id: int) -> None:
-    """Let the next process take the listing up."""
+    """Let the next process take over the listing."""
     with writing(engine) as connection:
         connection.execute(
             update(JobRow)
@@ -140,7 +161,7 @@ def give_up_listing(engine: Engine, job_id: int) -> None:
 
 
 def drop_empty(engine: Engine, job_id: int) -> None:
-    """Remove a job into which nothing was listed, so that no name or number stands for nothing."""
+    """Remove a job into which nothing was listed."""
     with writing(engine) as connection:
         has_chunks = exists().where(ChunkRow.job_id == JobRow.id)
         unlisted = and_(JobRow.skipped == 0, JobRow.skipped_failed == 0, ~has_chunks)

@@ -1,41 +1,33 @@
-"""Queue again what was lost: chunks sent but never claimed, and chunks of workers that died."""
+"""Queue lost chunks again: those sent but never claimed, and those whose worker died or fell silent."""
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    and_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Engine, and_, or_, select, update
 
 from models.claims import QueueKey
 from models.db import advisory_lock, reading, writing
 from models.dialects import now_s
-from models.ledger.conditions import OVERDUE
+from models.ledger.conditions import LEASE_HAS_EXPIRED, NOT_HELD
 from models.ledger.leases import expire
 from models.tables import HELD, ChunkRow, JobRow, ScorerRow
 from qsit.process_id import is_dead
 from qsit.states import ChunkState
 
-SETTLE_S = 10.0
-"""How long a message may be on its way from Redis to the claim of its chunk before it is taken to be lost."""
+DELIVERY_S = 10.0
+"""How long a message may take from Redis to the claim of its chunk before it counts as lost."""
+
+IS_SENT = and_(HELD, ChunkRow.state == ChunkState.SENT)
+IS_LEASED = and_(HELD, ChunkRow.state == ChunkState.LEASED)
 
 
-def expire_all(connection: Connection, which: ColumnElement[bool]) -> int:
-    leased = select(ChunkRow.id).where(HELD, ChunkRow.state == ChunkState.LEASED, which)
-    return sum(expire(connection, chunk_id, which) for chunk_id in connection.execute(leased).scalars().all())
-
-
-def requeue_lost(engine: Engine, lane: QueueKey, *, lease_s: float) -> None:
+def requeue_lost(engine: Engine, queue: QueueKey, *, lease_s: float) -> None:
     """
-    Queue again what the lane sent a while ago; called when nothing waits in Redis. At worst a message was in the hands
-    of a worker that is about to claim its chunk, which it still may.
+    Queue again what was sent to a queue more than DELIVERY_S ago. Call it when that queue is empty in Redis.
+
+    A worker may hold one of the messages already. It can still claim the chunk.
     """
-    in_lane = select(JobRow.id).join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
-    in_lane = in_lane.where(ScorerRow.model == lane.model, ScorerRow.revision == lane.revision)
-    sent = and_(HELD, ChunkRow.state == ChunkState.SENT, ChunkRow.owner == lane.broker, ChunkRow.job_id.in_(in_lane))
-    lost = and_(sent, ChunkRow.until < now_s() + lease_s - SETTLE_S)
+    of_model = select(JobRow.id).join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
+    of_model = of_model.where(ScorerRow.model == queue.model, ScorerRow.revision == queue.revision)
+    sent = and_(IS_SENT, ChunkRow.sent_via == queue.broker, ChunkRow.job_id.in_(of_model))
+    lost = and_(sent, ChunkRow.available_at < now_s() + lease_s - DELIVERY_S)
     with reading(engine) as connection:
         if connection.execute(select(ChunkRow.id).where(lost).limit(1)).scalar() is None:
             return
@@ -44,42 +36,59 @@ def requeue_lost(engine: Engine, lane: QueueKey, *, lease_s: float) -> None:
         requeue(connection, lost)
 
 
+def requeue_overdue(connection: Connection) -> None:
+    """Queue again what nobody claimed in time, and what workers hold beyond their lease."""
+    requeue(connection, and_(IS_SENT, ChunkRow.available_at < now_s()))
+    _expire_all(connection, LEASE_HAS_EXPIRED)
+
+
 def recover(engine: Engine) -> int:
     """
-    Queue everything again that was sent and not claimed, and what the dead held. Safe at any time: a message that
-    was not lost after all finds its chunk taken. Returns the number of chunks.
+    Queue again everything that the fleet was sent and has not claimed, and what dead workers hold. Return the number
+    of chunks. Safe at any time: a message that was not lost after all finds its chunk leased.
     """
     with writing(engine) as connection:
         advisory_lock(connection, "send")
-        count = requeue(connection, and_(HELD, ChunkRow.state == ChunkState.SENT, ChunkRow.owner == ""))
-        count += expire_all(connection, OVERDUE)
+        count = requeue(connection, and_(IS_SENT, ChunkRow.sent_via == ""))
+        count += _expire_all(connection, LEASE_HAS_EXPIRED)
     return count + requeue_of_dead(engine)
 
 
 def requeue_of_dead(engine: Engine) -> int:
-    """Queue again what is held by processes of this host that have ended. Returns the number of chunks."""
+    """Queue again what ended processes of this host hold or were sent. Return the number of chunks."""
+    holders = select(ChunkRow.leased_by, ChunkRow.sent_via).where(HELD).distinct()
     with reading(engine) as connection:
-        owners = connection.execute(select(ChunkRow.owner).where(HELD, ChunkRow.owner != "").distinct()).scalars().all()
-    dead = [owner for owner in owners if owner is not None and is_dead(owner)]
+        names = {name for row in connection.execute(holders) for name in row if name}
+    dead = sorted(name for name in names if is_dead(name))
     if not dead:
         return 0
     with writing(engine) as connection:
         advisory_lock(connection, "send")
-        count = requeue(connection, and_(HELD, ChunkRow.state == ChunkState.SENT, ChunkRow.owner.in_(dead)))
-        count += expire_all(connection, ChunkRow.owner.in_(dead))
+        count = requeue(connection, and_(IS_SENT, ChunkRow.sent_via.in_(dead)))
+        count += _expire_all(connection, ChunkRow.leased_by.in_(dead))
     return count
 
 
-def requeue(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Sent chunks become queued. Their number."""
-    # locked in the order of their ids first, as everywhere, or two could wait for each other; plus nothing, or SQLite
-    # would read the whole table in that order
-    locked = select(ChunkRow.id).where(which).order_by(ChunkRow.id + 0).with_for_update()
+def requeue(connection: Connection, condition: ColumnElement[bool]) -> int:
+    """Turn sent chunks into queued ones. Return their number."""
+    # Every transaction locks chunks in the order of their ids, so that no two wait for each other.
+    # Without "+ 0", SQLite would read the whole table in that order.
+    locked = select(ChunkRow.id).where(condition).order_by(ChunkRow.id + 0).with_for_update()
     chunk_ids = connection.execute(locked).scalars().all()
     if chunk_ids:
-        connection.execute(
-            update(ChunkRow)
-            .where(ChunkRow.id.in_(chunk_ids))
-            .values(state=ChunkState.QUEUED, token=None, owner=None, until=None)
-        )
+        queued = update(ChunkRow).where(ChunkRow.id.in_(chunk_ids)).values(state=ChunkState.QUEUED, **NOT_HELD)
+        connection.execute(queued)
     return len(chunk_ids)
+
+
+def shorten_after_clock_change(connection: Connection, latest: ColumnElement[float], lease_s: float) -> None:
+    """End leases and waits by one lease from now that would end after `latest`: the clock was set back."""
+    beyond = and_(HELD, or_(ChunkRow.available_at > latest, ChunkRow.lease_expires_at > latest))
+    connection.execute(select(ChunkRow.id).where(beyond).order_by(ChunkRow.id + 0).with_for_update())
+    for column in (ChunkRow.available_at, ChunkRow.lease_expires_at):
+        connection.execute(update(ChunkRow).where(HELD, column > latest).values({column: now_s() + lease_s}))
+
+
+def _expire_all(connection: Connection, condition: ColumnElement[bool]) -> int:
+    chunk_ids = connection.execute(select(ChunkRow.id).where(IS_LEASED, condition)).scalars().all()
+    return sum(expire(connection, chunk_id, condition) for chunk_id in chunk_ids)

@@ -1,4 +1,4 @@
-"""What workers say of themselves: that they live, what they hold, and what holds them up."""
+"""What workers report: that they live, what they hold, and what blocks them."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from models.tables import WorkerRow
 from qsit.states import WorkerState
 
 FORGOTTEN_S = 24 * 3600
-"""A worker not seen for so long is removed from the ledger."""
+"""Workers not seen for so long are removed from the ledger."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker as `status` shows it; quiet_s is how long ago it was last seen."""
+    """A worker as `qsit status` shows it. quiet_s: seconds since it was last seen."""
 
     owner: str
     broker: str
@@ -30,7 +30,7 @@ class WorkerInfo:
 
 
 def register(engine: Engine, worker: WorkerRow) -> None:
-    """Write a worker down, and forget those long gone."""
+    """Add or replace a worker, and remove those not seen for long."""
     with writing(engine) as connection:
         connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < now_s() - FORGOTTEN_S))
         connection.execute(delete(WorkerRow).where(WorkerRow.owner == worker.owner))
@@ -40,12 +40,12 @@ def register(engine: Engine, worker: WorkerRow) -> None:
 
 
 def heartbeat(connection: Connection, owner: str) -> None:
-    """Say that a worker lives."""
+    """Note that a worker lives."""
     connection.execute(update(WorkerRow).where(WorkerRow.owner == owner).values(seen_at=now_s()))
 
 
 def set_notice(engine: Engine, owner: str, *, state: WorkerState | None = None, notice: str | None = None) -> None:
-    """Change what a worker has to say: its state if given, and its notice."""
+    """Set a worker's notice, and its state if given."""
     values: dict[str, object] = {"seen_at": now_s(), "notice": None if notice is None else sanitize_text(notice)}
     if state is not None:
         values["state"] = state
@@ -54,12 +54,11 @@ def set_notice(engine: Engine, owner: str, *, state: WorkerState | None = None, 
 
 
 def workers(engine: Engine, *, broker: str | None = None, seen_within_s: float = FORGOTTEN_S) -> list[WorkerInfo]:
-    """The workers seen lately, of one broker if given, in a stable order."""
+    """Return the workers seen lately, of one broker if given, in a stable order."""
     now = now_s()
-    query = select(
-        WorkerRow.owner, WorkerRow.broker, WorkerRow.model, WorkerRow.revision, WorkerRow.device, WorkerRow.dtype,
-        WorkerRow.state, WorkerRow.load_s, WorkerRow.notice, (now - WorkerRow.seen_at).label("quiet_s"),
-    ).where(WorkerRow.seen_at > now - seen_within_s).order_by(WorkerRow.owner)  # fmt: skip
+    columns = [column for column in WorkerRow.__table__.columns if column.name != "seen_at"]
+    query = select(*columns, (now - WorkerRow.seen_at).label("quiet_s"))
+    query = query.where(WorkerRow.seen_at > now - seen_within_s).order_by(WorkerRow.owner)
     if broker is not None:
         query = query.where(WorkerRow.broker == broker)
     with reading(engine) as connection:

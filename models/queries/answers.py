@@ -1,4 +1,4 @@
-"""Answers as they are shown beside a result."""
+"""The answers about the photos of a page of results."""
 
 import json
 from collections import defaultdict
@@ -17,9 +17,9 @@ from qsit.questions import Answer
 @dataclass(frozen=True)
 class AnswerRecord:
     """
-    An answer as it is queried.
+    A stored answer.
 
-    name: what the question is called by now; question: its text; job: which asked it.
+    name: the question's latest name. question: its text. job: the job that asked.
     """
 
     name: str
@@ -31,7 +31,7 @@ class AnswerRecord:
     answered_at: datetime
 
 
-_GIVEN = (
+_ANSWERS = (
     select(
         AnswerRow.image_id, QuestionRow.name, QuestionRow.text.label("question"), QuestionRow.choices, AnswerRow.text,
         AnswerRow.cut, AnswerRow.probabilities, AnswerRow.dtype, AnswerRow.job_id, AnswerRow.answered_at,
@@ -43,9 +43,9 @@ _GIVEN = (
 
 
 def answers_for(engine: Engine, image_ids: Sequence[int], scorer_id: int) -> dict[int, tuple[AnswerRecord, ...]]:
-    """The answers about images, by image, in the order of their questions' ids."""
+    """Return the answers about images, by image, in the order of their questions' ids."""
     with reading(engine) as connection:
-        rows = connection.execute(_GIVEN, {"ids": list(image_ids), "scorer": scorer_id}).all()
+        rows = connection.execute(_ANSWERS, {"ids": list(image_ids), "scorer": scorer_id}).all()
     found = defaultdict[int, list[AnswerRecord]](list)
     for row in rows:
         answer = Answer(row.text, row.cut, tuple(json.loads(row.probabilities or "[]")))

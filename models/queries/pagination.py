@@ -1,8 +1,8 @@
-"""How the results that somebody wants are found, page by page, among millions.
+"""Find results page by page among millions.
 
-The scores of one scorer are walked along an index that has them in the wanted order, and what is not wanted is passed
-over. Where another index leaves but few of them, those are gathered there and sorted instead. Each query uses one
-index: the planner, which may know little of the tables, sees no other column.
+A query walks the scores of one scorer along the index of the wanted order and skips what the filter excludes. When
+another index leaves only a few rows, it gathers those and sorts them. Each query lets the planner see one index only:
+the planner's statistics may be old, and a wrong plan takes minutes at ten million rows (see benchmarks/README.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from models.tables import AnswerRow, ImageRow, ScoreRow
 PAGE = 1000
 """Rows fetched at a time."""
 ROW_BUDGET = 10_000
-"""Rows that are walked past, or gathered and sorted, before the other is tried, with ten times as many."""
+"""Rows that one way may read, walking or gathering, before the other is tried with ten times as many."""
 LAST_ID = 2**63 - 1
 
 Sort = Literal["score", "-score", "uri", "-scored_at"]
@@ -43,9 +43,9 @@ IndexKey = Literal["score", "uri", "scored_at", "job"]
 @dataclass(frozen=True)
 class ResultFilter:
     """
-    Which results, in which order: scores 0..1, all of them where nothing is said.
+    Which results, in which order. Scores are 0..1. A field that is None filters nothing.
 
-    job: those whose score it computed; with answers, also those about which it got an answer.
+    job: results whose score it computed; with answers, also results about which it got an answer.
     """
 
     job: int | None = None
@@ -60,45 +60,45 @@ class ResultFilter:
 
     @property
     def by_answers(self) -> bool:
-        """Whether a job has results whose score it did not compute."""
+        """Whether results count as the job's because of an answer."""
         return self.job is not None and self.answers
 
     @property
-    def index_key(self) -> IndexKey:
-        """The column of the order."""
+    def order_index(self) -> IndexKey:
+        """The index that has the wanted order."""
         columns: dict[Sort, IndexKey] = {"score": "score", "-score": "score", "uri": "uri", "-scored_at": "scored_at"}
         return columns[self.sort]
 
     @property
     def is_filtered(self) -> bool:
-        """Whether scores that are not wanted stand between the others in the order."""
+        """Whether the walk along the order meets scores that the filter excludes."""
         by_score = self.job is not None or self.min_score is not None or self.max_score is not None
-        by_others = self.index_key == "uri" or self.under is not None or self.by_answers
-        return by_others or (self.index_key == "scored_at" and by_score)
+        by_others = self.order_index == "uri" or self.under is not None or self.by_answers
+        return by_others or (self.order_index == "scored_at" and by_score)
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a page begins: after this key and image."""
+    """A page begins after this key and image."""
 
     key: float | str | datetime
     image_id: int
 
 
 def pages_of_scorer(engine: Engine, wanted: ResultFilter, scorer_id: int) -> Iterator[Sequence[Row[Any]]]:
-    """The wanted scores of one scorer in order, each with its image, page by page."""
+    """Yield the wanted scores of one scorer in order, each with its image, page by page."""
     left = wanted.limit
     is_long = left is None or left > PAGE
     after: Position | None = None
     row_budget = ROW_BUDGET
     index_key: IndexKey | None = None
-    end: Any = None  # the key up to which is walked
+    end: Any = None  # the key up to which this page may walk
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
         with reading(engine) as connection:
             if index_key is None:
                 index_key = _index(connection, wanted, scorer_id, row_budget)
-            if end is None and wanted.is_filtered and index_key == wanted.index_key:
+            if end is None and wanted.is_filtered and index_key == wanted.order_index:
                 end = connection.execute(_walk(wanted, scorer_id, after).offset(row_budget).limit(1)).scalar()
             page = connection.execute(_page(wanted, scorer_id, index_key, after, end, size)).all()
         yield page
@@ -109,25 +109,25 @@ def pages_of_scorer(engine: Engine, wanted: ResultFilter, scorer_id: int) -> Ite
             return
         else:
             after, end = Position(end, LAST_ID), None
-            if not is_long:  # a long list is best walked to its end
+            if not is_long:  # for a long list, walking on costs least
                 index_key, row_budget = None, row_budget * 10
 
 
 def _index(connection: Connection, wanted: ResultFilter, scorer_id: int, row_budget: int) -> IndexKey:
-    """IndexKey what to look: the order itself, unless another index leaves but few to sort."""
+    """Choose the index to read: that of the order, unless another one leaves few rows to sort."""
     others: list[IndexKey] = ["score"] if wanted.under is None else ["uri", "score"]
     if wanted.by_answers:
         others.append("job")
     for index_key in others:
-        if wanted.is_filtered and index_key != wanted.index_key:
+        if wanted.is_filtered and index_key != wanted.order_index:
             some = _of_index(wanted, scorer_id, index_key).limit(row_budget).subquery()
             if connection.execute(select(func.count()).select_from(some)).scalar_one() < row_budget:
                 return index_key
-    return wanted.index_key
+    return wanted.order_index
 
 
 def _of_index(wanted: ResultFilter, scorer_id: int, index_key: IndexKey) -> Select[Any]:
-    """What an index alone can tell of what is wanted: the key and the image."""
+    """Select key and image by what one index alone can filter."""
     if index_key == "uri":
         return select(*_columns(ImageRow.uri, ImageRow.id)).where(*_of_images(wanted))
     if index_key == "job":
@@ -143,14 +143,14 @@ def _columns(key: Any, image_id: Any) -> list[ColumnElement[Any]]:
 
 
 def _walk(wanted: ResultFilter, scorer_id: int, after: Position | None) -> Select[Any]:
-    return _ordered(_of_index(wanted, scorer_id, wanted.index_key), wanted, after, no_index=False)
+    return _ordered(_of_index(wanted, scorer_id, wanted.order_index), wanted, after, no_index=False)
 
 
 def _page(
     wanted: ResultFilter, scorer_id: int, index_key: IndexKey, after: Position | None, end: Any, size: int
 ) -> Select[Any]:
-    gathers = index_key != wanted.index_key
-    key: Any = {"score": ScoreRow.score, "uri": ImageRow.uri, "scored_at": ScoreRow.scored_at}[wanted.index_key]
+    gathers = index_key != wanted.order_index
+    key: Any = {"score": ScoreRow.score, "uri": ImageRow.uri, "scored_at": ScoreRow.scored_at}[wanted.order_index]
     found = select(*_columns(key, ScoreRow.image_id)).join(ImageRow, ImageRow.id == ScoreRow.image_id)
     beside: Any = None
     if index_key == "job":
@@ -180,19 +180,19 @@ def _page(
 
 
 def _ordered(query: Select[Any], wanted: ResultFilter, after: Position | None, *, no_index: bool) -> Select[Any]:
-    """What is after a position, in the wanted order."""
+    """Order a query, and start it after a position."""
     columns = query.selected_columns
     key, image_id = (_no_index(columns.key) if no_index else columns.key), columns.image_id
     descending = wanted.sort.startswith("-")
     if after is not None:
         further = key < after.key if descending else key > after.key
-        from_there = key <= after.key if descending else key >= after.key  # says the same, in a way an index can use
+        from_there = key <= after.key if descending else key >= after.key  # redundant, but an index can use it
         query = query.where(from_there, or_(further, image_id > after.image_id))
     return query.order_by(key.desc() if descending else key, image_id)
 
 
 def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[ColumnElement[bool]]:
-    # in these words SQLite sees that its index of current versions will do
+    # SQLite uses its partial index of current versions for these exact words only
     conditions: list[ColumnElement[bool]] = [] if wanted.all_versions else [literal_column("images.current")]
     if wanted.under is not None:
         uri: Any = _no_index(ImageRow.uri) if no_index else ImageRow.uri
@@ -206,7 +206,7 @@ def _of_scores(
     def column(plain: Any) -> Any:
         return _no_index(plain, beside) if no_index else plain
 
-    # a job has one scorer, and an index of its own
+    # a job has one scorer, and its own index
     by_job = wanted.job is not None and not wanted.by_answers
     conditions = [column(ScoreRow.job_id) == wanted.job if by_job else column(ScoreRow.scorer_id) == scorer_id]
     if wanted.min_score is not None:
@@ -217,13 +217,13 @@ def _of_scores(
 
 
 def _of_job(wanted: ResultFilter) -> CompoundSelect[Any]:
-    """The images that got score or answers by a job, some more than once."""
+    """Select the images that a job scored or asked about; some appear twice."""
     scored = select(ScoreRow.image_id).where(ScoreRow.job_id == wanted.job)
     return union_all(scored, select(AnswerRow.image_id).where(AnswerRow.job_id == wanted.job))
 
 
 def _is_of_job(wanted: ResultFilter) -> ColumnElement[bool]:
-    """The same of one score at a time, in words that no planner turns into a look at all answers."""
+    """The same condition for one score at a time, written so that no planner reads all answers."""
     of_image = and_(AnswerRow.image_id == ScoreRow.image_id, AnswerRow.scorer_id == ScoreRow.scorer_id)
     asked = select(AnswerRow.job_id).where(of_image).correlate(ScoreRow)
     return or_(_no_index(ScoreRow.job_id) == wanted.job, literal(wanted.job).in_(asked))
@@ -231,12 +231,12 @@ def _is_of_job(wanted: ResultFilter) -> ColumnElement[bool]:
 
 def _no_index(column: Any, beside: Any = None) -> ColumnElement[Any]:
     """
-    The column's value, of which the planner knows no index. With another table's column beside it, nor can it read all
-    of the one table first, which it does when it takes it for small.
+    Return a column wrapped so that the planner uses no index for it. With another table's column as second argument,
+    it cannot read the whole table first either, as it does with tables that it believes to be small.
     """
     return func.coalesce(column, column if beside is None else beside)
 
 
 def _after_prefix(prefix: str) -> str:
-    """The least text that is greater than everything that begins with `prefix`."""
+    """Return the least text that is greater than every text with this prefix."""
     return prefix + "\U0010ffff"

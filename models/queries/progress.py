@@ -18,9 +18,7 @@ PACE_OVER = timedelta(minutes=5)
 
 
 PACE_SCORES = 5000
-"""The pace is taken from so many newest scores at most: enough to tell, and soon counted."""
-
-
+"""The pace is measured over so many of the newest scores at most."""
 PACE_LEAST_S = 2.0
 
 
@@ -35,7 +33,7 @@ class Progress:
     revision: str
     procedure: str
     is_listed: bool
-    skipped: int  # scored before
+    skipped: int  # have everything that the job wants
     skipped_failed: int  # failed before, by their own fault
     queued: int  # waiting in the ledger or in Redis
     running: int  # in chunks that a worker holds
@@ -44,10 +42,10 @@ class Progress:
     cancelled: int
     max_failed: str
     private: bool
-    is_being_listed: bool  # a process is at it, or was lately
+    is_being_listed: bool  # a process lists it, or did lately
     created_at: datetime
     finished_at: datetime | None
-    asks: bool = False  # about its photos, beside scoring them
+    asks: bool = False  # whether it has questions
 
     @property
     def listed(self) -> int:
@@ -128,25 +126,25 @@ def measure_pace(engine: Engine, job_id: int) -> float | None:
 
 @dataclass(frozen=True)
 class Silence:
-    """Chunks of a job that a worker holds of which nothing was heard for long; left_s: until others may have them."""
+    """Chunks of a job held by a silent worker. left_s: seconds until other workers may take them."""
 
     owner: str
     chunks: int
-    quiet_s: float | None  # None when it is not known to the ledger
+    quiet_s: float | None  # None when the ledger does not know the worker
     left_s: float
 
 
 def silent_workers(engine: Engine, job_id: int, longer_than_s: float) -> list[Silence]:
-    """Who holds chunks of a job and has not been heard of for so long."""
+    """Return the workers that hold chunks of a job and have been silent for so long."""
     now = now_s()
     quiet = now - WorkerRow.seen_at
     query = (
-        select(ChunkRow.owner, func.count(), func.max(quiet), func.max(ChunkRow.until - now))
-        .outerjoin(WorkerRow, WorkerRow.owner == ChunkRow.owner)
+        select(ChunkRow.leased_by, func.count(), func.max(quiet), func.max(ChunkRow.lease_expires_at - now))
+        .outerjoin(WorkerRow, WorkerRow.owner == ChunkRow.leased_by)
         .where(ChunkRow.job_id == job_id, ChunkRow.state == ChunkState.LEASED)
         .where(or_(WorkerRow.owner.is_(None), quiet > longer_than_s))
-        .group_by(ChunkRow.owner)
-        .order_by(ChunkRow.owner)
+        .group_by(ChunkRow.leased_by)
+        .order_by(ChunkRow.leased_by)
     )
     with reading(engine) as connection:
         return [Silence(row[0] or "", row[1], row[2], max(0.0, row[3] or 0.0)) for row in connection.execute(query)]

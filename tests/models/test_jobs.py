@@ -168,6 +168,36 @@ def test_only_one_process_lists_a_job(engine: Engine) -> None:
         listing.add_images(engine, job.id, photos(3))
 
 
+def test_a_batch_whose_commit_was_lost_counts_once(engine: Engine) -> None:
+    """The client repeats a call when the reply to its commit is lost."""
+    listed(engine, photos(5))
+    score_all(engine)
+    job = jobs.open_job(engine, replace(SPEC, key="again"))
+    assert listing.begin_listing(engine, job.id)
+    first = listing.add_images(engine, job.id, photos(2))
+    for _ in range(2):
+        listing.add_images(engine, job.id, photos(8)[2:], skipped=first.skipped)
+
+    progress = job_progress(engine, job.id)
+    assert (progress.listed, progress.skipped, progress.queued) == (8, 5, 3)
+
+
+def test_a_renewed_listing_is_not_taken_over(engine: Engine) -> None:
+    job = jobs.open_job(engine, SPEC)
+    assert listing.begin_listing(engine, job.id)
+    with writing(engine) as connection:
+        connection.execute(update(JobRow).values(lister_until=now_s() - 1))
+    assert not job_progress(engine, job.id).is_being_listed
+
+    listing.renew_listing(engine, job.id)
+
+    assert job_progress(engine, job.id).is_being_listed
+    with writing(engine) as connection:
+        connection.execute(update(JobRow).values(lister="elsewhere:1:0.0"))
+    with pytest.raises(LeaseLost):
+        listing.renew_listing(engine, job.id)
+
+
 def test_a_lister_that_died_here_is_replaced_at_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
     host = process_id.identity().split(":")[0]

@@ -66,7 +66,7 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
     early = listed(engine, photos(64), replace(SPEC, key="a"))
     late = listed(engine, photos(64, "file:///q/"), replace(SPEC, key="b"))
     with writing(engine) as connection:
-        connection.execute(update(JobRow).where(JobRow.id == early).values(served_at=now_s() + 3600))
+        connection.execute(update(JobRow).where(JobRow.id == early).values(last_dispatched_at=now_s() + 3600))
 
     assert [claimed(engine).job_id for _ in range(4)] == [late, early, late, early]
 
@@ -167,7 +167,7 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
 
 def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
     listed(engine, photos(3))
-    late = claimed(engine, owner="far:1:1.00")
+    late = claimed(engine, worker="far:1:1.00")
     leases.mark_in_flight(engine, late, [late.items[1].image_id])
     expire_leases(engine)
 
@@ -221,12 +221,12 @@ def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None
     listed(engine, photos(3))
     claim = claimed(engine)
     with writing(engine) as connection:
-        connection.execute(update(ChunkRow).values(until=now_s() + 7200))
+        connection.execute(update(ChunkRow).values(lease_expires_at=now_s() + 7200))
 
     assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
     with reading(engine) as connection:
-        assert connection.execute(select(ChunkRow.until - now_s())).scalar_one() <= 60
+        assert connection.execute(select(ChunkRow.lease_expires_at - now_s())).scalar_one() <= 60
     with writing(engine) as connection:
         assert leases.renew(connection, claim, 60), "and takes none away"
 
@@ -249,9 +249,9 @@ def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
 
 def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
     listed(engine, photos(3))
-    claimed(engine, owner=DEAD)
+    claimed(engine, worker=DEAD)
     listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
-    claimed(engine, owner="far:1:1.00")
+    claimed(engine, worker="far:1:1.00")
 
     assert rescue.requeue_of_dead(engine) == 1
 
@@ -270,7 +270,7 @@ def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
 
 def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
     listed(engine, photos(3))
-    claim = claimed(engine, owner=DEAD)
+    claim = claimed(engine, worker=DEAD)
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id])
 
     rescue.requeue_of_dead(engine)
@@ -280,14 +280,14 @@ def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -
 
 def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
-    claim = claimed(engine, owner=DEAD)
+    claim = claimed(engine, worker=DEAD)
     bad = claim.items[0].image_id
     leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
     rescue.requeue_of_dead(engine)
 
     for losses in range(3):
         assert job_progress(engine, job_id).failed == 0, losses
-        claim = claimed(engine, owner=DEAD)
+        claim = claimed(engine, worker=DEAD)
         assert bad in [item.image_id for item in claim.items]
         leases.mark_in_flight(engine, claim, [bad], alone=True)
         rescue.requeue_of_dead(engine)
@@ -300,7 +300,7 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
 
     for _ in range(6):
-        claim = claimed(engine, owner=DEAD)
+        claim = claimed(engine, worker=DEAD)
         leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
         rescue.requeue_of_dead(engine)
 
@@ -312,7 +312,7 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
 def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
     job_id = listed(engine, photos(1))
     for _ in range(3):
-        claim = claimed(engine, owner=DEAD)
+        claim = claimed(engine, worker=DEAD)
         leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
         rescue.requeue_of_dead(engine)
 
@@ -323,12 +323,12 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
 
 def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
-    claim = claimed(engine, owner=DEAD)
+    claim = claimed(engine, worker=DEAD)
     leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
     rescue.requeue_of_dead(engine)
 
     for _ in range(3):
-        claim = claimed(engine, owner=DEAD)
+        claim = claimed(engine, worker=DEAD)
         for item in claim.items:  # nothing comes of the first, by the worker's fault; the second ends the worker
             leases.mark_in_flight(engine, claim, [item.image_id], alone=True)
         rescue.requeue_of_dead(engine)
@@ -383,7 +383,7 @@ def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: En
     )
 
     for _ in range(4):
-        claim = claimed(engine, owner=DEAD)
+        claim = claimed(engine, worker=DEAD)
         assert not claim.items[1].suspect
         leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
         leases.mark_in_flight(engine, claim, [claim.items[1].image_id])
@@ -550,7 +550,7 @@ def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(e
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
 
     with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
-        assert leases.expire(connection, claim.chunk_id, conditions.OVERDUE) == 0
-        assert leases.expire(connection, claim.chunk_id, ChunkRow.owner == DEAD) == 0
+        assert leases.expire(connection, claim.chunk_id, conditions.LEASE_HAS_EXPIRED) == 0
+        assert leases.expire(connection, claim.chunk_id, ChunkRow.leased_by == DEAD) == 0
 
     assert leases.record(engine, claim, [good(claim.items[0].image_id)], 60)

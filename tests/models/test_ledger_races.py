@@ -30,7 +30,7 @@ from qsit import process_id
 from qsit.errors import JobCancelled, LeaseLost, UsageError
 from qsit.states import ChunkState, ItemState, JobState, Reason
 from tests.support import ledger_invariants
-from tests.support.ledger import DEAD, HERE, QUEUE, SPEC, listed, photos
+from tests.support.ledger import DEAD, HERE, QUEUE, SPEC, listed, pass_time, photos
 from tests.support.ledger_invariants import ENDED
 from tests.support.programs import until
 
@@ -184,12 +184,9 @@ class Member:
 
     def let_time_pass(self) -> None:
         """For one chunk."""
-        with writing(self.engine) as connection:
-            connection.execute(
-                update(ChunkRow)
-                .where(ChunkRow.id == self.any_chunk_in(connection))
-                .values(until=ChunkRow.until - 10 * LEASE_S)
-            )
+        with reading(self.engine) as connection:
+            chunk_id = self.any_chunk_in(connection)
+        pass_time(self.engine, 10 * LEASE_S, ChunkRow.id == chunk_id)
 
     def any_chunk_in(self, connection: Connection) -> int:
         return self.random.choice(connection.execute(text("SELECT id FROM chunks")).scalars().all())
@@ -287,9 +284,11 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
     job_id = listed(noted, photos(9))
     with writing(noted) as connection:  # all were sent, the last first, and something of each failed
         chunk_ids = list(connection.execute(select(ChunkRow.id).order_by(ChunkRow.id.desc())).scalars())
-        sent = {"state": ChunkState.SENT, "owner": "", "failed": 1}
+        sent = {"state": ChunkState.SENT, "sent_via": "", "failed": 1}
         for age, chunk_id in enumerate(chunk_ids):
-            connection.execute(update(ChunkRow).where(ChunkRow.id == chunk_id).values(sent | {"until": float(age)}))
+            connection.execute(
+                update(ChunkRow).where(ChunkRow.id == chunk_id).values(sent | {"available_at": float(age)})
+            )
         first = select(func.min(ItemRow.image_id)).group_by(ItemRow.chunk_id)
         failure = {"state": ItemState.FAILED, "reason": Reason.CORRUPT, "message": "broken"}
         connection.execute(update(ItemRow).where(ItemRow.image_id.in_(first)).values(failure))
@@ -380,8 +379,7 @@ def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
     for job in now.jobs.values():
         if job.state == JobState.PAUSED:
             control.resume(engine, job.id)
-    with writing(engine) as connection:
-        connection.execute(update(ChunkRow).values(until=ChunkRow.until - 100 * LEASE_S))
+    pass_time(engine, 100 * LEASE_S)
     for _ in range(len(now.chunks) + 1):
         sent = [message.chunk_id for message in scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=LEASE_S)]
         if messages is not None:

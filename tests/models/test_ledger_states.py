@@ -34,7 +34,7 @@ from qsit.errors import LeaseLost, UsageError
 from qsit.questions import Answer, Question
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Reason, WorkerState
 from tests.support import ledger_invariants
-from tests.support.ledger import QUEUE, Photo
+from tests.support.ledger import QUEUE, Photo, deadline, pass_time
 from tests.support.ledger_invariants import ENDED, HELD, Snapshot
 from tests.support.ledger_model import Holding, JobModel, Model
 
@@ -146,7 +146,9 @@ class LedgerMachine(RuleBasedStateMachine):
             if token not in tokens:
                 was = before.chunks[holding.claim.chunk_id]
                 assert may_lose, f"{by} took a lease away"
-                assert was.until < time.time() or self.hosts.is_dead(was.owner), f"{by} took away a living lease"
+                assert was.lease_expires_at < time.time() or self.hosts.is_dead(was.leased_by), (
+                    f"{by} took away a living lease"
+                )
                 self.model.lose(holding)
                 self.drop(holding)
                 seen["a lease was lost"] += 1
@@ -228,7 +230,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 listing.add_images(self.engine, job_id, photos)
             self.unchanged("list what is cancelled")
         else:
-            added = listing.add_images(self.engine, job_id, photos)
+            before = {"skipped": job.skipped, "skipped_failed": job.skipped_failed}
+            added = listing.add_images(self.engine, job_id, photos, **before)
             self.look("list")
             self.model.place(job_id, self.model.list(job_id, photos, added), self.now)
             self.check()
@@ -287,8 +290,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for message in messages:
             was, chunk = before.chunks[message.chunk_id], self.now.chunks[message.chunk_id]
             assert was.state in (ChunkState.QUEUED, *HELD)
-            assert was.until is None or was.until < time.time(), "it was sent, leased or resting"
-            assert (chunk.state, chunk.owner) == (ChunkState.SENT, "")
+            assert (deadline(was) or 0) < time.time(), "it was sent, leased or resting"
+            assert (chunk.state, chunk.sent_via) == (ChunkState.SENT, "")
             assert self.model.jobs[chunk.job_id].state == JobState.ACTIVE
             queued = sorted(self.model.of_chunk(chunk.id))
             assert message.uris == [item.photo.uri for _, item in queued]
@@ -302,12 +305,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return messages
 
     def is_expired(self, chunk: Any) -> bool:
-        return chunk.state in HELD and chunk.until < time.time()
+        return chunk.state in HELD and (deadline(chunk) or 0) < time.time()
 
     def is_ready(self, chunk: Any) -> bool:
         """Whether it is to be sent."""
         job = self.model.jobs[chunk.job_id]
-        rests = chunk.until is not None and chunk.until > time.time()
+        rests = (chunk.available_at or 0) > time.time()
         return chunk.state == ChunkState.QUEUED and not rests and job.state == JobState.ACTIVE
 
     def is_done(self, job_id: int) -> bool:
@@ -339,8 +342,8 @@ class LedgerMachine(RuleBasedStateMachine):
         rescue.requeue_lost(self.engine, QUEUE, lease_s=LEASE_S)
         self.look("take back what was lost")
         self.check()
-        latest = time.time() + LEASE_S - rescue.SETTLE_S
-        assert not [c for c in self.now.chunks.values() if c.state == ChunkState.SENT and c.until < latest]
+        latest = time.time() + LEASE_S - rescue.DELIVERY_S
+        assert not [c for c in self.now.chunks.values() if c.state == ChunkState.SENT and c.available_at < latest]
 
     def recover(self) -> None:
         count = rescue.recover(self.engine)
@@ -351,14 +354,14 @@ class LedgerMachine(RuleBasedStateMachine):
         for chunk in self.now.chunks.values():
             assert chunk.state != ChunkState.SENT
             assert not self.is_expired(chunk)
-            assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.owner)
+            assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.leased_by)
 
     def free_the_dead(self) -> None:
         rescue.requeue_of_dead(self.engine)
         self.look("free the dead", may_lose=True)
         self.check()
         for chunk in self.now.chunks.values():
-            assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.owner)
+            assert chunk.state != ChunkState.LEASED or not self.hosts.is_dead(chunk.leased_by)
 
     def tidy_up(self) -> None:
         jobs.finish_done_jobs(self.engine)
@@ -677,8 +680,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.time_passes(LONG_S if is_long else SHORT_S)
 
     def time_passes(self, seconds: float = LONG_S) -> None:
+        pass_time(self.engine, seconds)
         with writing(self.engine) as connection:
-            connection.execute(update(ChunkRow).values(until=ChunkRow.until - seconds))
             connection.execute(update(JobRow).values(lister_until=JobRow.lister_until - seconds))
         self.look("time passes")
         self.check()

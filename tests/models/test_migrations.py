@@ -10,19 +10,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text, update
 
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Failed
 from models.db import SCHEMA, check_schema, reading, writing
 from models.ledger import leases, scheduling
-from models.tables import Base
+from models.tables import Base, ChunkRow
 from qsit import process_id
 from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch
 from qsit.questions import Question
 from qsit.states import Reason
-from tests.support.ledger import QUEUE, SPEC, listed, photos, score_all
+from tests.support.ledger import QUEUE, SPEC, claimed, listed, photos, score_all
 from tests.support.paths import ROOT
 
 VIEWS = {
@@ -56,27 +56,52 @@ def test_upgrading_twice_changes_nothing(database_url: str) -> None:
     engine.dispose()
 
 
+def migrate(engine: Engine, function: Callable[[str, MigrationContext], list[Any]]) -> None:
+    with writing(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"fn": function})
+        with Operations.context(context):
+            context.run_migrations()
+
+
 def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine) -> None:
     listed(engine, photos(40), replace(SPEC, questions=(Question("overall", "How is it?"),), ask_below=0.5))
     score_all(engine, failing=(photos(1)[0].uri,))
     script = ScriptDirectory(str(ROOT / "migrations"))
 
-    def migrate(function: Callable[[str, MigrationContext], list[Any]]) -> None:
-        with writing(engine) as connection:
-            context = MigrationContext.configure(connection, opts={"fn": function})
-            with Operations.context(context):
-                context.run_migrations()
-
-    migrate(lambda revision, _: script._downgrade_revs("0001", revision))
+    migrate(engine, lambda revision, _: script._downgrade_revs("0001", revision))
     with pytest.raises(SchemaMismatch, match="schema 0001"):
         check_schema(engine)
-    migrate(lambda revision, _: script._upgrade_revs("head", revision))
+    migrate(engine, lambda revision, _: script._upgrade_revs("head", revision))
 
     check_schema(engine)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
         assert connection.execute(text("SELECT count(*) FROM qsit_scores")).scalar() == 39
         assert connection.execute(text("SELECT count(*) FROM qsit_failures")).scalar() == 1
+
+
+def test_chunks_keep_what_they_say_through_the_migration_of_their_columns(engine: Engine) -> None:
+    listed(engine, photos(160))
+    claim = claimed(engine, worker="far:1:1.00")
+    scheduling.stage_chunks(engine, QUEUE, ahead=1, lease_s=60)
+    script = ScriptDirectory(str(ROOT / "migrations"))
+    every_chunk = select(*ChunkRow.__table__.columns).order_by(ChunkRow.id)
+    with writing(engine) as connection:
+        resting = select(func.max(ChunkRow.id)).scalar_subquery()
+        connection.execute(update(ChunkRow).where(ChunkRow.id == resting).values(available_at=5.0))
+        before = connection.execute(every_chunk).all()
+    assert {row.state for row in before} == {"queued", "sent", "leased"}
+
+    migrate(engine, lambda revision, _: script._downgrade_revs("0006", revision))
+    with engine.connect() as connection:
+        old = connection.execute(text("SELECT state, owner, until FROM chunks ORDER BY id")).all()
+    migrate(engine, lambda revision, _: script._upgrade_revs("head", revision))
+
+    leased = next(row for row in before if row.id == claim.chunk_id)
+    assert ("leased", "far:1:1.00", leased.lease_expires_at) in old
+    assert ("queued", None, 5.0) in old
+    with reading(engine) as connection:
+        assert connection.execute(every_chunk).all() == before
 
 
 def test_each_ledger_has_a_name_of_its_own_that_stays(engine: Engine, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
             row = {
                 "id": number, "key": "k", "scorer_id": (number - 1) % 3 + 1, "state": "finished", "private": False,
                 "rescore": False, "priority": 0, "max_failed": "0", "skipped": 0, "skipped_failed": 0,
-                "created_at": now, "served_at": 0.0,
+                "created_at": now, "last_dispatched_at": 0.0,
             }  # fmt: skip
             connection.execute(insert(JobRow).values(row))
         for image_id, row in {row["image_id"]: row for row in library}.items():

@@ -17,9 +17,9 @@ from models.queries.answers import AnswerRecord
 from models.queries.results import Result
 from producer import export
 from qsit.questions import LEVELS, Answer
-from tests.models.test_answers import ASKING, SHARP, WHY, to, work
 from tests.producer.test_cli import README
 from tests.producer.test_formatting import RESULT
+from tests.support.asking import ASKING, SHARP, WHY, answer_to, score_and_answer
 from tests.support.ledger import listed, photos
 from tests.support.programs import QSIT, environment, run
 
@@ -128,7 +128,11 @@ def test_the_program_writes_answers_in_any_language_wherever_it_is(
     engine: Engine, database_url: str, tmp_path: Path
 ) -> None:
     listed(engine, photos(3), replace(ASKING, ask_below=0.5))
-    work(engine, lambda uri: 0.9 if "0002" in uri else 0.1, lambda asked: Answer(NASTY) if asked == WHY else to(asked))
+    score_and_answer(
+        engine,
+        lambda uri: 0.9 if "0002" in uri else 0.1,
+        lambda asked: Answer(NASTY) if asked == WHY else answer_to(asked),
+    )
 
     done = subprocess.run(
         [QSIT, "results", "--answers", "--format", "csv"],
@@ -150,7 +154,7 @@ def test_the_sql_of_the_readme_finds_what_it_says(engine: Engine) -> None:
     listed(engine, photos(2), ASKING)
     asked = replace(SHARP, choices=LEVELS)
     listed(engine, photos(3), replace(ASKING, key="levels", questions=(asked,)))
-    work(engine, answer=lambda each: Answer("acceptable" if each == asked else "low", probabilities=(1.0,)))
+    score_and_answer(engine, answer=lambda each: Answer("acceptable" if each == asked else "low", probabilities=(1.0,)))
     with reading(engine) as connection:
         rows = connection.execute(text(example)).all()
 

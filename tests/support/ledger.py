@@ -1,12 +1,12 @@
 """Jobs, photos and results for tests of the ledger."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, update
+from sqlalchemy import ColumnElement, Engine, true, update
 
 from models.claims import Claim, Failed, QueueKey, Scored
 from models.db import writing
-from models.dialects import now_s
 from models.ledger import jobs, leases, listing, scheduling
 from models.ledger.jobs import JobSpec
 from models.tables import ChunkRow
@@ -59,15 +59,13 @@ def score_all(
 
 
 HERE = process_id.identity()
-
-
 DEAD = f"{HERE.split(':')[0]}:999999999:0.00"
 
 
-def claimed(engine: Engine, owner: str = HERE) -> Claim:
-    """The first chunk of what waits, sent and claimed."""
+def claimed(engine: Engine, worker: str = HERE) -> Claim:
+    """Send and claim the next chunk."""
     (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=1, lease_s=60)
-    claim = leases.claim(engine, message.chunk_id, QUEUE, owner, 60)
+    claim = leases.claim(engine, message.chunk_id, QUEUE, worker, 60)
     assert claim is not None
     return claim
 
@@ -77,5 +75,18 @@ def good(image_id: int, score: float = 0.5) -> Scored:
 
 
 def expire_leases(engine: Engine) -> None:
+    """End every lease, and every wait of a sent or resting chunk."""
+    pass_time(engine, 1e9)
+
+
+def pass_time(engine: Engine, seconds: float, condition: ColumnElement[bool] | None = None) -> None:
+    """Move the deadlines of chunks into the past, which is all that the ledger sees of time."""
+    moved = {column: column - seconds for column in (ChunkRow.available_at, ChunkRow.lease_expires_at)}
     with writing(engine) as connection:
-        connection.execute(update(ChunkRow).values(until=now_s() - 1))
+        connection.execute(update(ChunkRow).where(true() if condition is None else condition).values(moved))
+
+
+def deadline(chunk: Any) -> float | None:
+    """Return when a chunk's lease or wait ends."""
+    found: float | None = chunk.lease_expires_at if chunk.available_at is None else chunk.available_at
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from models.db import reading
-from models.ledger.leases import LOSSES_TO_CRASHED
+from models.ledger.leases import MAX_CRASHES
 from models.queries.progress import job_progress
 from models.tables import AnswerRow, ChunkRow, ImageRow, ItemRow, JobRow, QuestionRow, ScoreRow
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
@@ -80,15 +80,18 @@ def an_item_is_in_a_chunk_of_its_own_job(now: Snapshot) -> None:
     for item in now.items.values():
         assert now.chunks[item.chunk_id].job_id == item.job_id, item
         assert item.state in list(ItemState), item
-        assert item.risk in list(Quarantine), item
+        assert item.quarantine in list(Quarantine), item
 
 
 def a_chunk_has_a_token_exactly_when_it_is_leased(now: Snapshot) -> None:
-    """It has an owner and an end exactly when it is leased or sent, but for a queued one that rests until then."""
+    """Each column of a chunk has a value in its states only; a queued chunk may have to rest."""
     for chunk in now.chunks.values():
         assert (chunk.token is not None) == (chunk.state == ChunkState.LEASED), chunk
-        assert (chunk.owner is not None) == (chunk.state in HELD), chunk
-        assert chunk.until is not None or chunk.state not in HELD, chunk
+        assert (chunk.leased_by is not None) == (chunk.state == ChunkState.LEASED), chunk
+        assert (chunk.lease_expires_at is not None) == (chunk.state == ChunkState.LEASED), chunk
+        assert (chunk.sent_via is not None) == (chunk.state == ChunkState.SENT), chunk
+        assert (chunk.available_at is not None) or chunk.state != ChunkState.SENT, chunk
+        assert chunk.available_at is None or chunk.state in (ChunkState.SENT, ChunkState.QUEUED), chunk
 
 
 def a_chunk_is_done_exactly_when_nothing_of_it_is_queued(now: Snapshot) -> None:
@@ -140,16 +143,16 @@ def what_failed_says_why_and_nothing_else_does(now: Snapshot) -> None:
     """It is crashed exactly when so many workers died while it ran alone."""
     for item in now.items.values():
         assert (item.reason is not None) == (item.message is not None) == (item.state == ItemState.FAILED), item
-        assert (item.losses >= LOSSES_TO_CRASHED) == (item.reason == Reason.CRASHED), item
-        assert item.losses <= LOSSES_TO_CRASHED, item
+        assert (item.crashes >= MAX_CRASHES) == (item.reason == Reason.CRASHED), item
+        assert item.crashes <= MAX_CRASHES, item
 
 
 def items_are_in_flight_only_while_a_worker_has_them(now: Snapshot) -> None:
     """What is settled carries no risk, and beside what runs alone nothing runs."""
     for chunk in now.chunks.values():
-        risks = {item.image_id: item.risk for item in now.of_chunk(chunk.id)}
+        risks = {item.image_id: item.quarantine for item in now.of_chunk(chunk.id)}
         for item in now.of_chunk(chunk.id):
-            assert item.risk == Quarantine.NONE or item.state == ItemState.QUEUED, item
+            assert item.quarantine == Quarantine.NONE or item.state == ItemState.QUEUED, item
         flying = [risk for risk in risks.values() if risk in (Quarantine.ALONE, Quarantine.IN_FLIGHT)]
         assert not flying or chunk.state == ChunkState.LEASED, (chunk, risks)
         assert Quarantine.ALONE not in flying or len(flying) == 1, (chunk, risks)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.claims import AlreadyScored, Claim, ExistingResults, Failed, Scored
-from models.ledger.leases import LOSSES_TO_CRASHED
+from models.ledger.leases import MAX_CRASHES
 from models.ledger.listing import Added
 from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
 from tests.support.ledger import Photo
@@ -182,7 +182,7 @@ class Model:
             if holding.alone is not None:
                 item = self.items[holding.claim.job_id, holding.alone]
                 item.deaths += 1
-                if item.deaths == LOSSES_TO_CRASHED:
+                if item.deaths == MAX_CRASHES:
                     self._settle(item, ItemState.FAILED, Reason.CRASHED)
         self._cancel_rest(holding)
 
@@ -244,7 +244,7 @@ class Model:
             for key, item in self.items.items() if not item.is_pruned
         }  # fmt: skip
         assert {
-            key: (row.chunk_id, row.state, row.reason, row.losses, row.risk) for key, row in now.items.items()
+            key: (row.chunk_id, row.state, row.reason, row.crashes, row.quarantine) for key, row in now.items.items()
         } == items
         counts = Counter((item.chunk_id, item.state) for item in self.items.values())
         assert {chunk.id: (chunk.size, chunk.scored, chunk.failed) for chunk in now.chunks.values()} == {

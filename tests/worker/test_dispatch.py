@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import redis
 from celery import Celery
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models import db
-from models.db import writing
 from models.ledger import leases, rescue, scheduling
-from models.tables import ChunkRow
 from qsit.errors import BrokerUnavailable
-from tests.support.ledger import QUEUE, listed, photos
+from tests.support.ledger import QUEUE, listed, pass_time, photos
 from worker import dispatch, messages
 from worker.app import configuration
 
@@ -70,8 +68,7 @@ def test_what_redis_lost_is_sent_again_after_a_while(engine: Engine, app: Celery
     queue.delete(name)
     dispatch.top_up(engine, app, QUEUE, 60)
     assert queue.llen(name) == 0, "the messages may be on their way to a worker"
-    with writing(engine) as connection:
-        connection.execute(update(ChunkRow).values(until=ChunkRow.until - rescue.SETTLE_S - 1))
+    pass_time(engine, rescue.DELIVERY_S + 1)
     dispatch.top_up(engine, app, QUEUE, 60)
 
     assert queue.llen(name) == dispatch.CHUNKS_AHEAD
