@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, inspect
 
 from docs import generate
-from producer import exit_codes, question_files
+from producer import exit_codes
 from qsit.states import Reason
 from tests.docs.markdown import code_blocks, code_spans
 from tests.support.paths import ROOT
@@ -76,8 +76,7 @@ def test_every_exit_status_is_explained() -> None:
         number for first in re.findall(r"^\| ([\d, ]+) \|", rows, re.MULTILINE) for number in first.split(", ")
     }
 
-    ours = {int(getattr(exit_codes, name)) for name in ("OK", "COULD_NOT_RUN", "WRONG_USAGE", "HAS_FAILURES")}
-    assert explained == {str(number) for number in ours | {129, 130, 143}}
+    assert explained == {str(int(status)) for status in (*exit_codes.ExitCode, 129, 130, 143)}
 
 
 @pytest.mark.parametrize(
@@ -125,12 +124,14 @@ def test_every_view_and_its_columns_are_in_the_reference(engine: Engine) -> None
         assert {column["name"] for column in inspect(engine).get_columns(view)} - documented() == set()
 
 
-def test_the_file_of_questions_in_the_guide_can_be_asked(tmp_path: Path) -> None:
+def test_the_file_of_questions_in_the_guide_can_be_asked(database_url: str, tmp_path: Path) -> None:
     [example] = code_blocks(Path("docs/guides/questions.md"), "toml")
-    file = tmp_path / "questions.toml"
-    file.write_text(example)
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text(example)
+    bad.write_text(example.replace("text", "words"))
 
-    assert [question.name for question in question_files.wanted((), str(file))] == ["faces", "advice"]
+    for file, status in ((good, 1), (bad, 2)):
+        run("submit", "/no/such/folder", "--ask-file", str(file), database_url=database_url, check=status)
 
 
 def test_every_dependency_is_explained() -> None:
