@@ -82,8 +82,3 @@ class ImageError(QsitError):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line, or its type's name when it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
