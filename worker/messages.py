@@ -8,7 +8,8 @@ from kombu.utils.uuid import uuid
 
 from worker.dispatch import TASK
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
+"""A message holds up to 512 URIs of 2,500 bytes, whose characters take up to 7,500 bytes in JSON, all in base64."""
 
 
 def read_chunk_id(message: bytes) -> int:

@@ -6,6 +6,8 @@ import json
 import pytest
 from celery import Celery
 
+from models.ledger.ingest import CHUNK_SIZE
+from models.ledger.listing import MAX_URI_BYTES
 from worker.dispatch import TASK
 from worker.messages import MAX_BYTES, read_chunk_id, write_message
 
@@ -18,6 +20,16 @@ def message(body: object, task: str = TASK) -> bytes:
 def test_the_chunk_id_is_the_first_argument() -> None:
     assert read_chunk_id(message([[7], {}, {}])) == 7
     assert read_chunk_id(message([[7, "more"], {"even": "more"}, {"callbacks": []}])) == 7
+
+
+def test_the_largest_chunk_fits_into_a_message() -> None:
+    app = Celery()
+    uri = "s3://bucket/" + "\U0001f4f7" * ((MAX_URI_BYTES - 12) // 4)
+    headers, properties, body, _ = app.amqp.as_task_v2("id", TASK, args=[7, [uri] * CHUNK_SIZE])
+    encoded = base64.b64encode(json.dumps(body).encode()).decode()
+    largest = json.dumps({"body": encoded, "headers": headers, "properties": properties}).encode()
+
+    assert read_chunk_id(largest) == 7
 
 
 @pytest.mark.parametrize(
