@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from producer.evaluation.metrics import agreement
+from producer.evaluation.metrics import measure_agreement
 from qsit.questions import BUILTIN_QUESTIONS, LEVELS
 from training.copies import HARMS
 from training.distortions import DISTORTIONS, distort
@@ -45,7 +45,7 @@ class Seen:
     @property
     def srcc(self) -> float:
         """Of severity and falling score; 0 when all scores are the same."""
-        return agreement(self.scores, [-severity for severity in SEVERITIES]).srcc or 0.0
+        return measure_agreement(self.scores, [-severity for severity in SEVERITIES]).srcc or 0.0
 
     @property
     def is_pristine_better(self) -> bool:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from producer.evaluation.metrics import agreement
+from producer.evaluation.metrics import measure_agreement
 from qsit.errors import QsitError
 from qsit.rating import PROMPT
 from training.examples import Examples, loss_of
@@ -162,7 +162,7 @@ def _save_and_validate(checkpoint: Path, model: Any, out: Path, entries: Sequenc
     for entry in rated:
         with Image.open(entry.image) as opened:
             scores.append(worker.score([worker.prepare(opened)])[0].value)
-    found = agreement(scores, [entry.opinion for entry in rated if entry.opinion is not None])
+    found = measure_agreement(scores, [entry.opinion for entry in rated if entry.opinion is not None])
     _say(f"validation: {'; '.join(found.notes) if found.srcc is None else f'SRCC {found.srcc:.3f}'}")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from producer.evaluation.metrics import agreement
+from producer.evaluation.metrics import measure_agreement
 from qsit.questions import LEVELS
 from qsit.rating import ANSWER, PROMPT
 from tests.support.paths import EXAMPLES
@@ -160,7 +160,7 @@ def test_every_epoch_is_validated_and_the_last_is_kept(
                 scores += [score.value for score in model.score([model.prepare(photo)])]
             opinions.append(entry.opinion)
     assert len(told) == 3
-    assert told[-1].endswith(f"SRCC {agreement(scores, opinions).srcc:.3f}")
+    assert told[-1].endswith(f"SRCC {measure_agreement(scores, opinions).srcc:.3f}")
     [kept] = [value for name, value in weights(tmp_path).items() if name.endswith("language_model.model.norm.weight")]
     last = torch.load(tmp_path / STATE)["model"]["model.language_model.norm.weight"]
     assert torch.equal(kept, last.half())
