@@ -29,12 +29,13 @@ from PIL import Image
 
 from benchmarks import checkpoints
 from benchmarks.peers import Transformers
-from models.claims import ClaimedItem, Scored
+from models.claims import Claim, ClaimedItem, Scored
 from worker.inference import forward
 from worker.inference.loading import DTYPES
 from worker.inference.tiles import Tiling
-from worker.pipeline import Pipeline, PreparedPhoto
+from worker.pipeline import Pipeline
 from worker.qsit import QSit, default_dtype
+from worker.scoring import BatchScorer, PreparedPhoto
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
 LIBRARY = {(4000, 3000): 0.45, (6000, 4000): 0.15, (1920, 1080): 0.15, (1024, 768): 0.15, (512, 384): 0.10}
@@ -62,15 +63,15 @@ def make_photos(mix: str, count: int) -> list[Image.Image]:
 
 def score_all(model: QSit, dtype: str, loaders: int, images: Sequence[Image.Image]) -> list[float]:
     """Score decoded photos with the worker's pipeline."""
-    pipeline = Pipeline(model, dtype, model.batch_tokens, loaders)
+
+    class Loader:
+        def load(self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]) -> PreparedPhoto:
+            return PreparedPhoto(model.prepare(images[item.image_id]))
+
+    pipeline = Pipeline(BatchScorer(model, dtype, model.batch_tokens), Loader(), loaders)
     items = [ClaimedItem(number, "", "", False) for number in range(len(images))]
-    batches = pipeline.run(
-        items,
-        lambda item, _: PreparedPhoto(model.prepare(images[item.image_id])),
-        lambda image_ids, alone: None,
-        turn_s=float("inf"),
-        stopping=lambda: False,
-    )
+    claim = Claim(1, 1, 1, "", False, "", items)
+    batches = pipeline.run(claim, lambda *_: None, turn_s=float("inf"), stopping=lambda: False)
     results = [result for batch in batches for result in batch]
     scores = {result.image_id: result.score for result in results if isinstance(result, Scored)}
     if len(scores) < len(images):

@@ -29,7 +29,7 @@ from sqlalchemy import func, select
 from benchmarks.scale import make_parser, make_scratch, run_apart, run_database
 from migrations.upgrade import upgrade
 from models import db
-from models.claims import ClaimedItem
+from models.claims import Claim, ClaimedItem
 from models.ledger import ingest
 from models.tables import ScoreRow, WorkerRow
 from producer.monitor import POLL_S
@@ -38,11 +38,15 @@ from qsit import settings
 from qsit.sources.source import Listing, Reader
 from qsit.states import JobState, WorkerState
 from tests.support import null_worker
-from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
+from tests.support.chaos import JOB, state_of
+from tests.support.fleet import Fleet, broker_of, fleet
 from tests.support.programs import make_photos, run, until
 from worker.imaging.decode import decode
+from worker.inference.tiles import Prepared
 from worker.launch import COMMAND
-from worker.pipeline import Pipeline, PreparedPhoto
+from worker.loader import PhotoLoader
+from worker.pipeline import Pipeline
+from worker.scoring import BatchScorer, PreparedPhoto
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 COPIES = 20
@@ -226,24 +230,24 @@ def measure_steps(folder: Path, budget: int) -> tuple[float, float]:
     """Return the processor time of the loop with files opened as a worker does, and then also with its threads."""
     os.environ["NULL_BATCH_S"] = "0"
     model = null_worker.QSit()
-    reader = Reader([str(folder)], mounted=True)
+    loader = PhotoLoader(Reader([str(folder)], mounted=True), model.prepare, max_pixels=10**8)
     found = list(Listing().walk(str(folder)))
     items = [ClaimedItem(index, each.uri, each.version, False) for index, each in enumerate(found)]
+    claim = Claim(1, 1, 1, "", False, "", items)
 
-    def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:
-        with reader.opened(item.uri, item.version) as photo:
-            data = photo.read()
-        decoding()
-        return PreparedPhoto(model.prepare(decode(data, max_pixels=10**8)))
+    def load(item: ClaimedItem) -> Prepared:
+        photo = loader.load(item, claim, lambda: None)
+        assert isinstance(photo, PreparedPhoto)
+        return photo.prepared
 
     size = budget // null_worker.TOKENS
     began = time.process_time()
     for low in range(0, len(items), size):
-        model.score([prepare(item, lambda: None).prepared for item in items[low : low + size]])
+        model.score([load(item) for item in items[low : low + size]])
     opening = time.process_time() - began
-    pipeline = Pipeline(model, "float32", budget, settings.load().loaders)
+    pipeline = Pipeline(BatchScorer(model, "float32", budget), loader, settings.load().loaders)
     began = time.process_time()
-    for _ in pipeline.run(items, prepare, lambda *_: None, turn_s=3600, stopping=lambda: False):
+    for _ in pipeline.run(claim, lambda *_: None, turn_s=3600, stopping=lambda: False):
         pass
     return opening, time.process_time() - began
 

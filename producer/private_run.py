@@ -16,7 +16,7 @@ from celery.platforms import set_pdeathsig
 from qsit.errors import QsitError
 from qsit.process_id import identity
 from qsit.settings import Settings
-from worker.launch import COMMAND, SAFE_PATH, TRY_AGAIN
+from worker.launch import COMMAND, ENVIRONMENT, TRY_AGAIN
 
 STOP_S = 20.0
 """How long a worker may take to hand back what it holds before it is killed."""
@@ -172,7 +172,7 @@ def _worker_environment(
     url: str, settings: Settings, job_id: int, model: str, revision: str, roots: Sequence[str]
 ) -> dict[str, str]:
     return os.environ | {
-        **SAFE_PATH,
+        **ENVIRONMENT,
         "QSIT_DATABASE_URL": settings.database_url,
         "QSIT_BROKER_URL": url,
         "QSIT_MODEL": model,

@@ -85,7 +85,7 @@ def _work(
     )
     run: LocalRun | None = None
     looked = time.monotonic()
-    top_up_fleet = dispatch.topping_up(engine, app, lane, chosen.lease_s, partial(_say, console))
+    top_up_fleet = dispatch.BestEffortTopUp(engine, app, lane, chosen.lease_s, partial(_say, console))
 
     def work_begins() -> None:
         nonlocal run

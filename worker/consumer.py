@@ -1,54 +1,71 @@
-"""Celery's consumer, made patient and quiet when Redis is in trouble."""
+"""Celery's consumer, which outlives any trouble of Redis, logs it once, and drops what is not a message of ours."""
 
 import logging
 import time
-import traceback
 import warnings
 from typing import Any
 
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 
+from worker.messages import read_chunk_id, write_message
+
 log = logging.getLogger("qsit")
 
-PAUSE_S = 2.0
-"""Before it connects again; a Redis that answers but refuses would be asked without end."""
+RECONNECT_DELAY_S = 2.0
+"""A Redis that answers but refuses would otherwise be asked without a pause."""
 
-LASTING_S = 60.0
-"""A connection that held for so long has ended the trouble before it; the next is told anew."""
+STABLE_S = 60.0
+"""After a connection has held for this long, errors that were logged before are logged again."""
 
-MANY = 1000
-"""So many different lines are remembered."""
-
-GARBLED = (ValueError, TypeError, AttributeError, LookupError)
-"""What kombu raises for something in the queue that is no message."""
+MAX_REMEMBERED_LINES = 1000
 
 
 class Consumer(CeleryConsumer):
-    """The part of a worker's parent that takes messages from Redis: whatever Redis does, it tries again."""
+    """The part of a worker's parent that takes messages from Redis."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # their events are for nobody, and while Redis is away, sending one would hold up even the end of the worker
+        # nobody reads their events, and while Redis is away, sending one would delay the end of the worker
         quiet = dict.fromkeys(("without_heartbeat", "without_gossip", "without_mingle"), True)
         super().__init__(*args, **options | quiet)
-        self.connection_errors: tuple[type[BaseException], ...] = (*self.conninfo.connection_errors, *GARBLED)
-        self._told = _Once()
+        self._once = _Once()
         self._failed_at = 0.0
         for name in ("consumer", "connection"):
-            logging.getLogger(f"celery.worker.consumer.{name}").addFilter(self._told)
-        logging.getLogger("celery.worker").addFilter(_in_one_line)
+            logging.getLogger(f"celery.worker.consumer.{name}").addFilter(self._once)
+        logging.getLogger("celery.worker").addFilter(self._without_traceback)
+
+    def connect(self) -> Any:
+        """Connect as Celery does, and read each message before Celery does."""
+        connection = super().connect()
+        connection.default_channel.client.set_response_callback("BRPOP", self._read)
+        return connection
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Celery's, told once, and a pause."""
-        if time.monotonic() - self._failed_at > LASTING_S:
-            self._told.lines.clear()
-        if isinstance(exc, GARBLED):
-            log.warning("something was dropped from the queue that is no message (%s)", type(exc).__name__)
+        """Log the error once, as Celery does, and pause."""
+        if time.monotonic() - self._failed_at > STABLE_S:
+            self._once.lines.clear()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CPendingDeprecationWarning)  # of another default in Celery 6; ours is set
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)  # about a default of Celery 6 that we set
             super().on_connection_error_after_connected(exc)
-        time.sleep(PAUSE_S)
+        time.sleep(RECONNECT_DELAY_S)
         self._failed_at = time.monotonic()
+
+    def _read(self, response: list[bytes] | None, **_: Any) -> tuple[bytes, str] | None:
+        """Replace a message by one that has its chunk id and no more. None, as when none came, if it has no such id."""
+        if not response:
+            return None
+        queue, message = response
+        try:
+            return queue, write_message(self.app, read_chunk_id(message))
+        except ValueError as error:
+            log.warning("dropped a message from the queue: %s", error)
+            return None
+
+    def _without_traceback(self, record: logging.LogRecord) -> bool:
+        """Of an error of Redis, which its message names; that of a bug stays."""
+        if record.exc_info and isinstance(record.exc_info[1], self.connection_errors + self.channel_errors):
+            record.exc_info = None
+        return True
 
 
 class _Once(logging.Filter):
@@ -59,19 +76,10 @@ class _Once(logging.Filter):
         self.lines: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """By its first line: in the second, Celery counts how often it has tried."""
+        """Compare the first line only: in the second, Celery counts its attempts."""
         line = record.getMessage().partition("\n")[0]
         is_new = line not in self.lines
-        if len(self.lines) > MANY:
+        if len(self.lines) > MAX_REMEMBERED_LINES:
             self.lines.clear()
         self.lines.add(line)
         return is_new
-
-
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """Instead of a traceback, where it was; what Celery does not survive is logged so before the worker ends."""
-    if record.exc_info and record.exc_info[2] is not None:
-        place = traceback.extract_tb(record.exc_info[2])[-1]
-        record.msg = f"{record.msg} (at {place.filename}:{place.lineno})"
-        record.exc_info = None
-    return True

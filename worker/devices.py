@@ -1,4 +1,4 @@
-"""The devices on which a worker runs, one process each."""
+"""The devices that a worker uses, with one process each."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -7,14 +7,14 @@ from qsit.errors import UsageError
 
 def find_devices(wanted: str) -> list[str]:
     """
-    The devices to use, one process each: those named, or every GPU, or the CPU.
+    Return the devices to use: those named, or every GPU, or the CPU. "cuda" alone means the first GPU.
 
     Raises:
-        UsageError: when a GPU is named that is not there.
+        UsageError: when torch is not installed, or does not find a GPU that is named.
     """
     if wanted == "cpu":
         return ["cpu"]
-    found = [f"cuda:{index}" for index in range(_gpus())]
+    found = [f"cuda:{index}" for index in range(_count_gpus())]
     if wanted == "auto":
         return found or ["cpu"]
     if wanted == "cuda" and found:
@@ -25,9 +25,9 @@ def find_devices(wanted: str) -> list[str]:
     return named
 
 
-def _gpus() -> int:
+def _count_gpus() -> int:
     try:
-        if version("torch").endswith("+cpu"):  # which spares the parent importing it
+        if version("torch").endswith("+cpu"):  # then the parent need not import it
             return 0
     except PackageNotFoundError as error:
         raise UsageError("a worker needs torch: pip install 'qsit[worker]'") from error

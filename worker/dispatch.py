@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -14,77 +15,81 @@ from sqlalchemy import Engine
 
 from models.claims import QueueKey
 from models.ledger import rescue, scheduling
-from qsit.errors import BrokerUnavailable
+from qsit.errors import BrokerUnavailable, one_line
 
-AHEAD = 2
+CHUNKS_AHEAD = 2
 """Chunks that wait in Redis for each live worker."""
 
 TASK = "qsit.score_chunk"
 
 
-def queue_name(engine: Engine, lane: QueueKey) -> str:
-    """The name of the queue of a lane: workers take only what they hold, of their own ledger."""
-    return f"qsit.{scheduling.ledger_id(engine)}.{lane.model}@{lane.revision[:16]}"
+def queue_name(engine: Engine, queue_key: QueueKey) -> str:
+    """Return the name of a queue. It names the ledger and the model, so that a worker gets only what it can score."""
+    return f"qsit.{scheduling.ledger_id(engine)}.{queue_key.model}@{queue_key.revision[:16]}"
 
 
 def queue(name: str) -> Queue:
-    """A queue for Celery. Nothing of it is declared: Redis makes a list with its first message, and is left alone."""
+    """Return a queue for Celery. It is not declared: Redis makes a list with its first message."""
     return Queue(name, no_declare=True)
 
 
-def top_up(engine: Engine, app: Celery, lane: QueueKey, lease_s: float) -> None:
+def top_up(engine: Engine, app: Celery, queue_key: QueueKey, lease_s: float) -> None:
     """
-    Send what comes next in a lane; the ledger has it as sent before its message goes out.
+    Send the chunks that come next. The ledger marks each as sent before its message goes out.
 
     Raises:
-        BrokerUnavailable: when Redis does not take a message; what was not sent is queued again.
+        BrokerUnavailable: when Redis refuses a message; chunks that were not sent are queued again.
     """
-    name = queue_name(engine, lane)
+    name = queue_name(engine, queue_key)
     with _connected(app) as connection:
         with _translate_errors(app):
             redis = connection.default_channel.client
-            redis.ltrim(name, 0, -1)  # changes nothing, but whoever takes no changes, as a replica, says so now
+            redis.ltrim(name, 0, -1)  # changes nothing, but a Redis that refuses writes, as a replica does, says so
             is_empty = redis.llen(name) == 0
         if is_empty:
-            rescue.requeue_lost(engine, lane, lease_s=lease_s)
-        messages = scheduling.stage_chunks(engine, lane, ahead=AHEAD, lease_s=lease_s)
+            rescue.requeue_lost(engine, queue_key, lease_s=lease_s)
+        messages = scheduling.stage_chunks(engine, queue_key, ahead=CHUNKS_AHEAD, lease_s=lease_s)
         for index, message in enumerate(messages):
             try:
                 with _translate_errors(app):
                     app.send_task(
-                        TASK, args=[message.chunk_id, message.uris], queue=queue(name), connection=connection,
-                        retry=False,  # by whoever tops up next
-                    )  # fmt: skip
+                        TASK,
+                        args=[message.chunk_id, message.uris],
+                        queue=queue(name),
+                        connection=connection,
+                        retry=False,  # the next top-up tries again
+                    )
             except BrokerUnavailable:
                 scheduling.unstage(engine, [unsent.chunk_id for unsent in messages[index:]])
                 raise
 
 
-def topping_up(
-    engine: Engine, app: Celery, lane: QueueKey, lease_s: float, tell: Callable[[str], None]
-) -> Callable[..., None]:
+class BestEffortTopUp:
     """
-    A function that tops up until Redis fails, and tells that once: the ledger has everything, and workers top up by
+    Tops up when it is called, until Redis fails. It reports that once: the ledger has everything, and workers top up by
     themselves.
     """
-    failed = False
 
-    def top_up_or_tell(*_: object) -> None:
-        nonlocal failed
-        if failed:
+    def __init__(
+        self, engine: Engine, app: Celery, queue_key: QueueKey, lease_s: float, report: Callable[[str], None]
+    ) -> None:
+        self._top_up = partial(top_up, engine, app, queue_key, lease_s)
+        self._report = report
+        self._has_failed = False
+
+    def __call__(self, *_: object) -> None:
+        if self._has_failed:
             return
         try:
-            top_up(engine, app, lane, lease_s)
+            self._top_up()
         except BrokerUnavailable as error:
-            failed = True
-            tell(f"{error}; nothing is lost, the workers take the photos up when it is back")
-
-    return top_up_or_tell
+            self._has_failed = True
+            self._report(f"{error}; nothing is lost, the workers take the photos up when it is back")
 
 
 def check_broker(app: Celery) -> None:
     """
-    Passes when the broker answers.
+    Check that the broker answers.
 
     Raises:
         BrokerUnavailable: when it does not.
@@ -94,13 +99,13 @@ def check_broker(app: Celery) -> None:
             connection.default_channel.client.ping()
     except BrokerUnavailable:
         raise
-    except Exception as error:  # of a URL that means nothing
+    except Exception as error:  # kombu raises anything for a URL that it cannot use
         raise _unavailable(app, error) from error
 
 
 @contextmanager
 def _connected(app: Celery) -> Iterator[Any]:
-    """A connection of its own, so that one that broke or hung is of no account the next time."""
+    """Open a connection for one call, so that a broken one is never used again."""
     with app.connection_for_write() as connection:
         with _translate_errors(app):
             connection.ensure_connection(max_retries=0)
@@ -120,7 +125,7 @@ def _unavailable(app: Celery, error: Exception) -> BrokerUnavailable:
     if isinstance(error, KombuError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     where = maybe_sanitize_url(app.conf.broker_url)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     if isinstance(error, OutOfMemoryError):
         return BrokerUnavailable(f"Redis at {where} is full ({reason}); raise its maxmemory")
     if isinstance(error, ResponseError):

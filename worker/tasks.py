@@ -1,63 +1,57 @@
 """The one task: a turn of work on one chunk."""
 
-import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+
+from celery import shared_task
 
 from models.claims import Claim
 from models.ledger import leases
-from qsit.errors import LeaseLost, ProcessUnusable, QsitError
-from worker import process
-from worker.app import app
+from qsit.errors import LeaseLost, ProcessUnusable, QsitError, one_line
 from worker.dispatch import TASK
+from worker.process import Process, current_process
 
 log = logging.getLogger("qsit")
 
 FAULT_DELAY_S = 10.0
-"""How long a chunk rests after a worker could not read it."""
+"""How long a chunk waits after a worker could not read it."""
 
 
-@app.task(name=TASK)
-def score_chunk(chunk_id: int, uris: list[str]) -> None:
-    """
-    Claim a chunk, score it for a turn, hand the rest back.
-
-    The ledger says what is opened; `uris` are for the eyes of whoever watches the queue.
-    """
-    if not isinstance(chunk_id, int) or not 0 < chunk_id < 2**63:
-        log.warning("a message was dropped that names no chunk: %.100r", chunk_id)
-        return
-    here = process.here()
-    if here.stopping:
-        os._exit(0)  # told to end by itself; the pool starts another process, and the ledger sends the chunk again
+@shared_task(name=TASK)
+def score_chunk(chunk_id: int) -> None:
+    """Claim a chunk, score it for a turn, and release the rest."""
+    process = current_process()
+    if process.stopping.is_set():
+        os._exit(0)  # the pool starts another process, and the ledger sends the chunk again
     try:
-        with _sigterm_stops(here):
-            claim = here.insist(
-                lambda: leases.claim(here.engine, chunk_id, here.lane, here.owner, here.settings.lease_s)
+        with _stopping_at_sigterm(process):
+            claim = process.notices.retry(
+                lambda: leases.claim(process.engine, chunk_id, process.queue_key, process.owner, process.lease_s)
             )
-            here.top_up()
+            process.timer.wake()
             if claim is not None:
-                _turn(here, claim)
-                here.top_up()
+                _score_for_a_turn(process, claim)
+                process.timer.wake()
     except LeaseLost as lost:
         log.warning("%s; another worker may have it", lost)
     except QsitError as error:
         log.error("%s", error)
 
 
-@contextlib.contextmanager
-def _sigterm_stops(here: process.Process) -> Iterator[None]:
+@contextmanager
+def _stopping_at_sigterm(process: Process) -> Iterator[None]:
     """
-    SIGTERM lets the batch in hand be recorded; a second one ends the process at once. Celery tells its processes by
-    another signal, but systemd, for one, signals every process of a service.
+    Stop after the batch in hand at SIGTERM, and at once at a second one. Celery's parent uses another signal, but
+    systemd, for one, signals every process of a service.
     """
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        here.stop()
+        process.stopping.set()
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -66,30 +60,29 @@ def _sigterm_stops(here: process.Process) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _turn(here: process.Process, claim: Claim) -> None:
-    delay_s, is_spent = 0.0, False
-    batches = here.pipeline.run(
-        claim.items,
-        lambda item, decoding: here.prepare(item, claim, decoding),
-        lambda image_ids, alone: here.insist(lambda: leases.mark_in_flight(here.engine, claim, image_ids, alone=alone)),
-        turn_s=here.settings.turn_s,
-        stopping=here.interrupted,
-        claim=claim,
-    )
-    with here.holding(claim):
+def _score_for_a_turn(process: Process, claim: Claim) -> None:
+    engine, notices = process.engine, process.notices
+
+    def mark_in_flight(image_ids: Sequence[int], alone: bool) -> None:
+        notices.retry(lambda: leases.mark_in_flight(engine, claim, image_ids, alone=alone))
+
+    delay_s, is_unusable = 0.0, False
+    batches = process.pipeline.run(claim, mark_in_flight, turn_s=process.turn_s, stopping=process.is_interrupted)
+    with process.heartbeat.holding(claim):
         try:
-            for results in batches:
-                if not here.insist(partial(leases.record, here.engine, claim, results, here.settings.lease_s)):
-                    here.let_go()
-                here.say(None)
+            with closing(batches):  # so that its threads end now, also when the lease is lost
+                for results in batches:
+                    if not notices.retry(partial(leases.record, engine, claim, results, process.lease_s)):
+                        process.heartbeat.drop_chunk()
+                    notices.show(None)
         except LeaseLost:
             raise
         except Exception as fault:
             if not isinstance(fault, QsitError):
-                log.exception("this should not happen; please report it")
-            here.say(str(fault) or type(fault).__name__)
-            is_spent = isinstance(fault, ProcessUnusable)
-            delay_s = 0.0 if is_spent else FAULT_DELAY_S
-        here.insist(lambda: leases.release(here.engine, claim, delay_s=delay_s))
-    if is_spent:
-        os._exit(1)  # the pool starts another process, which loads the model anew
+                log.exception("unexpected error; please report it")
+            notices.show(one_line(fault))
+            is_unusable = isinstance(fault, ProcessUnusable)
+            delay_s = 0.0 if is_unusable else FAULT_DELAY_S
+        notices.retry(lambda: leases.release(engine, claim, delay_s=delay_s))
+    if is_unusable:
+        os._exit(1)  # the pool starts another process, which loads the model again

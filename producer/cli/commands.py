@@ -37,7 +37,7 @@ from qsit.errors import UsageError
 from qsit.questions import BUILTIN_QUESTIONS
 from qsit.sources import uris
 from qsit.states import JobState
-from worker.launch import COMMAND, SAFE_PATH
+from worker.launch import COMMAND, ENVIRONMENT
 
 
 def _talk(line: str) -> None:
@@ -84,7 +84,7 @@ def submit(waits: bool, **options: Any) -> int:
     with opened(engine, request, teller.away, endpoint_url=chosen.s3_endpoint_url) as lister:
         job = lister.job
         lane = QueueKey(job.model, job.revision)
-        top_up = dispatch.topping_up(engine, app, lane, chosen.lease_s, _talk)
+        top_up = dispatch.BestEffortTopUp(engine, app, lane, chosen.lease_s, _talk)
         listed = lister.list(top_up)
         top_up()
         for line in summary.listing_notes(job, lister.listing, listed=listed):
@@ -106,7 +106,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
             os.environ[variable] = value
     if roots:
         os.environ["QSIT_ROOTS"] = json.dumps([uris.full_name(root) for root in roots])
-    os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
+    os.execve(COMMAND[0], COMMAND, os.environ | ENVIRONMENT)  # noqa: S606 -- signals reach it as they reached this
 
 
 @cli.command("questions")

@@ -1,19 +1,21 @@
-"""Several models in one fleet: each job is scored by its own, and one that nobody serves is in nobody's way."""
+"""Several models in one fleet: each job is scored by its model, and one without a worker delays no other."""
 
 import json
 import shutil
 from pathlib import Path
 
+import psutil
 from safetensors.numpy import load_file, save_file
 
 import qsit.demo
 from tests.support.programs import QSIT, family, make_photos, run, started, until
+from worker.launch import ENVIRONMENT
 
 PHOTOS = 24
 
 
 def copy_of_the_demo(folder: Path, factor: float) -> Path:
-    """The demo's checkpoint with other weights in its last layer."""
+    """Copy the demo's checkpoint, and scale the weights of its last layer."""
     shutil.copytree(Path(qsit.demo.__file__ or "").parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
@@ -32,10 +34,12 @@ def test_two_jobs_of_two_models_run_at_once_and_a_third_waits(broker_url: str, t
     run("db", "upgrade", database_url=database_url)
 
     with (
-        started(QSIT, "worker", "--model", "demo", database_url=database_url, log=logs["demo"], **variables),
-        started(QSIT, "worker", "--model", own, database_url=database_url, log=logs[own], **variables),
+        started(QSIT, "worker", "--model", "demo", database_url=database_url, log=logs["demo"], **variables) as one,
+        started(QSIT, "worker", "--model", own, database_url=database_url, log=logs[own], **variables) as other,
     ):
         until(lambda: all("loaded on cpu" in log.read_text() for log in logs.values()))
+        for parent in (psutil.Process(one.pid), psutil.Process(other.pid)):
+            assert all(process.environ().items() >= ENVIRONMENT.items() for process in (parent, *parent.children()))
         for model in (unserved, "demo", own):
             run("submit", str(folder), "--model", model, "--name", model, database_url=database_url, **variables)
         for model in ("demo", own):

@@ -1,4 +1,4 @@
-"""Faults of a fleet, one by one: whatever stops, comes back or comes twice, each photo is done once."""
+"""Faults of a fleet, one by one: each photo is done once, whatever stops, returns or arrives twice."""
 
 import re
 import signal
@@ -19,7 +19,8 @@ from migrations.upgrade import upgrade
 from models import db
 from models.tables import ChunkRow, ItemRow, JobRow, ScoreRow
 from qsit.states import ChunkState, ItemState, JobState, Quarantine
-from tests.support.chaos import NULL_WORKER, SETTINGS, settled, twice, watch_for_twice
+from tests.support.chaos import settled, twice, watch_for_twice
+from tests.support.fleet import NULL_WORKER, SETTINGS
 from tests.support.null_worker import ENDLESS, FREEZING, SLOW
 from tests.support.paths import ROOT
 from tests.support.programs import QSIT, family, make_photos, run, started, until
@@ -28,7 +29,7 @@ from worker.dispatch import TASK
 
 @dataclass
 class Stage:
-    """A ledger, a broker, a folder of photos and their settings."""
+    """A ledger, a broker, a folder of photos, and the settings of a worker."""
 
     url: str
     engine: Engine
@@ -41,7 +42,7 @@ class Stage:
 
     @contextmanager
     def worker(self, name: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """A worker that has loaded its model."""
+        """Start a worker, and wait until it has loaded its model."""
         with started(
             *NULL_WORKER,
             database_url=self.url,
@@ -56,7 +57,7 @@ class Stage:
         return self.scratch / f"{name}.log"
 
     def turns(self, worker: str) -> int:
-        """How many messages a worker has worked through or dropped."""
+        """How many tasks a worker has finished."""
         return len(re.findall(r"Task qsit\.score_chunk\S+ succeeded", self.log(worker).read_text()))
 
     def jobs(self) -> list[str]:
@@ -74,7 +75,7 @@ class Stage:
         return self.count(select(func.count()).where(ItemRow.risk == Quarantine.IN_FLIGHT)) > 0
 
     def check_done_once(self, photos: int, jobs: int = 1) -> None:
-        """Every job is finished, every photo of it scored, and no score or item was written twice."""
+        """Check that every job is finished, each of its photos scored, and no score or item written twice."""
         assert self.jobs() == [JobState.FINISHED] * jobs
         assert self.count(select(func.count()).select_from(ScoreRow)) == photos
         scored = select(func.count()).select_from(ItemRow).where(ItemRow.state == ItemState.SCORED)
@@ -97,7 +98,7 @@ def stage(tmp_path: Path, broker_url: str) -> Iterator[Stage]:
 
 
 def send(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """A signal to a worker and all its processes."""
+    """Send a signal to a worker and all its processes."""
     parent = psutil.Process(process.pid)
     for member in [parent, *parent.children(recursive=True)]:
         member.send_signal(number)
@@ -127,7 +128,7 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing_when_it_wakes(stage: 
     assert "Traceback" not in stage.log("sleeper").read_text()
 
 
-def test_a_worker_that_slept_while_it_decoded_lays_that_to_no_photo(stage: Stage) -> None:
+def test_a_worker_that_slept_while_it_decoded_fails_no_photo(stage: Stage) -> None:
     for photo in stage.photos.iterdir():
         Image.new("RGB", (32, 24), SLOW).save(photo)
     with stage.worker("sleeper", QSIT_LEASE_S="180") as sleeper:
@@ -142,7 +143,7 @@ def test_a_worker_that_slept_while_it_decoded_lays_that_to_no_photo(stage: Stage
         assert stage.count(select(func.count()).where(ItemRow.state == ItemState.FAILED)) == 0
 
 
-def test_a_listing_that_was_killed_half_way_is_taken_up_by_the_same_command(stage: Stage) -> None:
+def test_a_killed_listing_is_continued_by_the_same_command(stage: Stage) -> None:
     make_photos(stage.photos, 12_000)
     command = (QSIT, "submit", str(stage.photos))
     with started(*command, database_url=stage.url, log=stage.log("submit"), **stage.variables) as lister:
@@ -158,7 +159,7 @@ def test_a_listing_that_was_killed_half_way_is_taken_up_by_the_same_command(stag
         stage.check_done_once(12_000)
 
 
-def test_two_jobs_over_the_same_photos_at_once_score_each_once(stage: Stage) -> None:
+def test_two_jobs_with_the_same_photos_score_each_once(stage: Stage) -> None:
     with stage.worker("one", NULL_BATCH_S="0.5"), stage.worker("two", NULL_BATCH_S="0.5"):
         stage.submit("--name", "first")
         stage.submit("--name", "second")
@@ -175,15 +176,15 @@ def test_two_jobs_over_the_same_photos_at_once_score_each_once(stage: Stage) -> 
     assert [note for note in twice(stage.engine) if note.startswith("items")] == []
 
 
-def test_a_message_that_comes_twice_is_worked_on_once(stage: Stage) -> None:
+def test_a_message_that_arrives_twice_is_processed_once(stage: Stage) -> None:
     with stage.worker("one", NULL_BATCH_S="0.5"), stage.worker("two", NULL_BATCH_S="0.5"):
         stage.submit()
         until(lambda: stage.chunks(ChunkState.LEASED) > 0)
-        app = Celery("tests", broker=stage.variables["QSIT_BROKER_URL"], task_compression="zlib")
+        app = Celery("tests", broker=stage.variables["QSIT_BROKER_URL"])
         [queue] = re.findall(r"\.> (qsit\.\S+) +exchange", stage.log("one").read_text())
         for chunk in range(1, stage.count(select(func.max(ChunkRow.id))) + 1):
             for _ in range(2):
-                app.send_task(TASK, args=[chunk, []], queue=queue)
+                app.send_task(TASK, args=[chunk], queue=queue)
         app.close()
         until(lambda: stage.jobs() == [JobState.FINISHED])
         chunks = stage.count(select(func.max(ChunkRow.id)))
@@ -260,7 +261,7 @@ def test_a_killed_parent_leaves_no_process_behind_even_one_that_is_stuck(stage: 
         assert stage.count(select(func.count()).where(ItemRow.losses > 0)) == 0
 
 
-def test_a_photo_that_lets_no_thread_have_its_turn_costs_itself_alone(stage: Stage) -> None:
+def test_a_photo_that_freezes_the_process_fails_alone(stage: Stage) -> None:
     Image.new("RGB", (32, 24), FREEZING).save(stage.photos / "00007.png")
 
     with stage.worker("worker", NULL_FROZEN_S="3"):
@@ -279,3 +280,13 @@ def test_a_device_that_does_not_answer_is_given_up(stage: Stage) -> None:
         stage.submit()
         until(lambda: "no batch came to an end" in stage.log("worker").read_text())
     assert "the process is replaced" in stage.log("worker").read_text()
+
+
+def test_a_bug_in_the_loop_of_celery_ends_the_worker_with_one_traceback(stage: Stage) -> None:
+    log = stage.log("worker")
+
+    with started(*NULL_WORKER, database_url=stage.url, log=log, cwd=ROOT, **stage.variables, NULL_LOOP_BUG="1") as one:
+        assert one.wait(60) == 1
+
+    assert log.read_text().count("Traceback") == 1
+    assert "KeyError: 'a bug in the loop'" in log.read_text()

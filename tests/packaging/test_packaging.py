@@ -23,7 +23,14 @@ MAY_IMPORT = {
     "worker.inference": {"worker.inference", "qsit"},
     "worker.qsit": {"worker.inference", "qsit"},
     "producer": {"producer", "models", "qsit", "worker.app", "worker.dispatch", "worker.launch", "migrations.upgrade"},
-    "producer.evaluation": {"worker.qsit", "worker.devices", "worker.imaging", "worker.loader", "worker.pipeline"},
+    "producer.evaluation": {
+        "worker.qsit",
+        "worker.devices",
+        "worker.imaging",
+        "worker.loader",
+        "worker.pipeline",
+        "worker.scoring",
+    },
     "migrations": {"migrations", "models", "qsit"},
 }
 """Of our own modules, by part; the longest name that fits counts. `models.` are the modules of that folder alone, and

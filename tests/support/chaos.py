@@ -1,13 +1,9 @@
-"""A fleet whose processes are killed at random moments while it scores photos, and what became of each photo."""
+"""Kills the processes of a fleet at random moments while it scores photos, and checks what each photo became."""
 
 import contextlib
 import json
 import random
-import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,34 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import Image as Picture
 from sqlalchemy import Engine, func, select, text
 
 from models import db
 from models.tables import ChunkRow, ImageRow, ItemRow, JobRow, ScoreRow
-from producer.private_run import broker_program
 from qsit.states import ChunkState, ItemState, JobState, Reason
+from tests.support.fleet import KINDS, SETTINGS, broker_of, fleet
 from tests.support.null_worker import DEADLY, ENDLESS
-from tests.support.paths import ROOT
-from tests.support.programs import environment, family, kill, make_photos, run, until
+from tests.support.programs import family, make_photos, run, until
 
-KINDS = ("parent", "child", "broker", "emptied broker", "tree")
-NULL_WORKER = (sys.executable, "-m", "tests.support.null_worker")
-SETTINGS = {
-    "QSIT_MODEL": "demo",
-    "QSIT_DEVICE": "cpu",
-    "QSIT_BATCH_TOKENS": "8192",
-    "QSIT_LEASE_S": "3",
-    "QSIT_DECODE_S": "1",  # short, for an endless photo that is killed three times while it runs alone is `crashed`
-    "NULL_BATCH_S": "0.02",
-}
 JOB = "chaos"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to whom; the same seed makes the same plan, though not the same run."""
+    """What to score and what to kill. The same seed makes the same plan, though not the same run."""
 
     items: int
     kills: Sequence[str]  # of KINDS, in this order
@@ -52,9 +36,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """
-    What became of the photos: names of those lost, done twice or failed though good; what else is not as it should be.
-    """
+    """The names of photos that were lost, done twice, or failed though they are good; and whatever else is wrong."""
 
     items: int
     kills: Counter[str]
@@ -74,14 +56,14 @@ class Report:
 
 
 def kills_of_every_kind(count: int, seed: int = 0) -> list[str]:
-    """So many kills, each kind as often, in a random order."""
+    """Return this many kills in a random order, each kind as often as the others."""
     kills = [KINDS[index % len(KINDS)] for index in range(count)]
     random.Random(seed).shuffle(kills)
     return kills
 
 
 def plant(folder: Path, count: int, seed: int) -> dict[str, Reason]:
-    """Make photos and plant bad ones among them: one in a hundred broken, and of each 3,000 a deadly and an endless."""
+    """Make photos, and replace some by bad ones: 1 in 100 is broken, and 1 in 3,000 each is deadly or endless."""
     make_photos(folder, count)
     each = -(-count // 3000)
     reasons = [Reason.CORRUPT] * (count // 100) + [Reason.CRASHED] * each + [Reason.TIMEOUT] * each
@@ -96,127 +78,11 @@ def plant(folder: Path, count: int, seed: int) -> dict[str, Reason]:
     return planted
 
 
-class Service:
-    """A program that is started again whenever it ends, as systemd would."""
-
-    def __init__(self, command: Sequence[str], variables: dict[str, str], log: Path) -> None:
-        self._command, self._variables, self._log = command, variables, log
-        self._stopping = False
-        self.process = self._start()
-        self._watch = threading.Thread(target=self._restart, daemon=True)
-        self._watch.start()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        with self._log.open("ab") as output:
-            return subprocess.Popen(
-                self._command, env=self._variables, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
-            )
-
-    def _restart(self) -> None:
-        while not self._stopping:
-            if self.process.poll() is not None:
-                time.sleep(0.2)
-                self.process = self._start()
-            time.sleep(0.02)
-
-    def leave(self) -> None:
-        """Start it no more."""
-        self._stopping = True
-        self._watch.join()
-
-    def stop(self) -> int:
-        """Its exit status after SIGTERM."""
-        self.leave()
-        self.process.terminate()
-        return self.process.wait(60)
-
-
-@dataclass
-class Fleet:
-    """A broker and the workers that it feeds."""
-
-    database_url: str
-    broker: Service
-    workers: list[Service]
-    broker_folder: Path
-
-    def kill(self, kind: str, chance: random.Random) -> None:
-        """SIGKILL, as soon as there is somebody to get it."""
-        until(lambda: self._kill(kind, chance), timeout_s=60)
-
-    def _kill(self, kind: str, chance: random.Random) -> bool:
-        with contextlib.suppress(psutil.Error):
-            if "broker" in kind:
-                return self._kill_broker(empty=kind == "emptied broker")
-            parent = psutil.Process(chance.choice(self.workers).process.pid)
-            if not _lives(parent):
-                return False
-            if kind == "parent":
-                parent.kill()
-                return True
-            if kind == "child":
-                children = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
-                living = [child for child in children if _lives(child)]
-                kill(living[:1])
-                return bool(living)
-            kill([*parent.children(recursive=True), parent])
-            return True
-        return False
-
-    def _kill_broker(self, *, empty: bool) -> bool:
-        broker = psutil.Process(self.broker.process.pid)
-        if not _lives(broker):
-            return False
-        if empty:
-            shutil.rmtree(self.broker_folder / "appendonlydir", ignore_errors=True)
-        broker.kill()
-        return True
-
-
-def _lives(process: psutil.Process) -> bool:
-    return process.status() != psutil.STATUS_ZOMBIE
-
-
-@contextlib.contextmanager
-def fleet(
-    database_url: str,
-    roots: Path,
-    workers: int,
-    logs: Path,
-    program: Sequence[str] = NULL_WORKER,
-    **settings: str,
-) -> Iterator[Fleet]:
-    """A fleet that is started again whenever it dies; at the end nothing of it is left, whatever happened."""
-    folder = Path(environment(database_url, {})["TMPDIR"]) / "broker"
-    folder.mkdir(exist_ok=True)
-    variables = environment(database_url, broker_of(folder) | SETTINGS | {"QSIT_ROOTS": str(roots)} | settings)
-    command = [
-        broker_program(), "--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder),
-        "--save", "", "--appendonly", "yes",
-    ]  # fmt: skip
-    services = [Service(command, variables, logs / "broker.log")]
-    try:
-        until((folder / "s").exists)
-        services += [Service(program, variables, logs / f"worker{number}.log") for number in range(workers)]
-        yield Fleet(database_url, services[0], services[1:], folder)
-    finally:
-        for service in services:
-            service.leave()
-        kill(family(database_url))
-        for service in services:
-            service.process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def broker_of(folder: Path) -> dict[str, str]:
-    return {"QSIT_BROKER_URL": f"redis+socket://{folder / 's'}?virtual_host=0"}
-
-
 def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
     """
-    Score photos with a fleet, kill as planned, wait until the job finishes by itself, and count.
+    Score photos with a fleet, kill as planned, wait until the job finishes, and report.
 
-    The kills are spread at random over the job: each comes within a second after so many photos are done.
+    The kills are spread over the job at random. Each comes within a second after a chosen number of photos is done.
     """
     photos = scratch / "photos"
     planted = plant(photos, plan.items, plan.seed)
@@ -240,7 +106,7 @@ def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
         seconds = time.monotonic() - began
         for worker in running.workers:
             status = worker.stop()
-            if status not in (0, -signal.SIGTERM):  # the latter while it starts
+            if status not in (0, -signal.SIGTERM):  # -SIGTERM: it was just starting
                 wrong.append(f"a worker ended with {status}")
         running.broker.stop()
         with contextlib.suppress(AssertionError):
@@ -248,7 +114,7 @@ def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
         wrong += [f"left behind: {process}" for process in family(database_url)]
     wrong += _disagreements(engine, database_url, plan.items)
     for log in scratch.glob("worker*.log"):
-        wrong += [line for line in log.read_text().splitlines() if "this should not happen" in line]
+        wrong += [line for line in log.read_text().splitlines() if "unexpected error" in line]
     lost, falsely_failed, mistaken = _fates(engine, photos, planted)
     report = Report(plan.items, done, lost, twice(engine), falsely_failed, wrong + mistaken, seconds)
     engine.dispose()
@@ -256,7 +122,7 @@ def chaos(database_url: str, scratch: Path, plan: Plan) -> Report:
 
 
 def settled(engine: Engine) -> int:
-    """How many items are scored or failed."""
+    """Return how many items are scored or failed."""
     with db.reading(engine) as connection:
         return int(connection.execute(select(func.sum(ChunkRow.scored + ChunkRow.failed))).scalar() or 0)
 
@@ -267,7 +133,7 @@ def state_of(engine: Engine) -> str:
 
 
 def watch_for_twice(engine: Engine) -> None:
-    """Have the database itself note each score or answer that is written over, and each item that is settled again."""
+    """Make the database note each score or answer that is overwritten, and each item that is settled again."""
     tables = {
         "scores": ("UPDATE", "true"),
         "answers": ("UPDATE", "true"),
@@ -290,13 +156,13 @@ def watch_for_twice(engine: Engine) -> None:
 
 
 def twice(engine: Engine) -> list[str]:
-    """What was noted of that."""
+    """Return what `watch_for_twice` has noted."""
     with db.reading(engine) as connection:
         return [f"{row.what} of image {row.image_id}" for row in connection.execute(text("SELECT * FROM twice"))]
 
 
 def _fates(engine: Engine, photos: Path, planted: dict[str, Reason]) -> tuple[list[str], list[str], list[str]]:
-    """The names of photos that are lost, falsely failed, or have another score or reason than they should."""
+    """Return the names of photos that are lost, falsely failed, or have a wrong score or reason."""
     query = (
         select(ImageRow.uri, ItemRow.state, ItemRow.reason, ScoreRow.excellent)
         .join(ItemRow, ItemRow.image_id == ImageRow.id)
@@ -329,7 +195,7 @@ def _logit_of(path: Path) -> float:
 
 
 def _disagreements(engine: Engine, database_url: str, items: int) -> Iterator[str]:
-    """Where counters, rows and `qsit status` do not say the same."""
+    """Yield where counters, rows and `qsit status` disagree."""
     with db.reading(engine) as connection:
         chunks = connection.execute(
             select(ChunkRow.id, ChunkRow.state, ChunkRow.size, ChunkRow.scored, ChunkRow.failed).order_by(ChunkRow.id)

@@ -1,8 +1,8 @@
 """
 A worker whose model needs no torch: `python -m tests.support.null_worker`.
 
-All else is real: Celery, its processes, the ledger, reading and decoding. The processes of its pool import this module
-again, as their main module, and so get the same model.
+All else is real: Celery, its processes, the ledger, reading and decoding. The processes of the pool import this module
+as their main module, and so get the same model.
 """
 
 import os
@@ -21,23 +21,23 @@ from qsit.rating import Score, score_of
 from worker.inference.tiles import Prepared
 
 DEADLY = (255, 0, 254)
-"""A photo all of this colour kills the process that cuts it."""
+"""A photo of this colour alone kills the process that cuts it."""
 
 ENDLESS = (0, 255, 253)
-"""A photo all of this colour is never done being cut."""
+"""Cutting a photo of this colour alone never ends."""
 
 FREEZING = (254, 0, 255)
-"""A photo all of this colour lets no other thread of its process have a turn."""
+"""Cutting a photo of this colour alone never ends, and holds the interpreter's lock."""
 
 SLOW = (253, 255, 0)
-"""A photo all of this colour takes half a second to cut."""
+"""Cutting a photo of this colour alone takes half a second."""
 
 TOKENS = 1024
-"""Of every photo: with QSIT_BATCH_TOKENS=8192, eight are a batch."""
+"""The tokens of every photo: with QSIT_BATCH_TOKENS=8192, a batch has eight."""
 
 
 class QSit:
-    """Scores a photo by the mean of its pixels, in NULL_BATCH_S seconds a batch, which it adds to the file NULL_LOG."""
+    """Scores a photo by the mean of its pixels. A batch takes NULL_BATCH_S seconds, noted in the file NULL_LOG."""
 
     batch_tokens = 8192
 
@@ -48,7 +48,7 @@ class QSit:
     def prepare(self, image: Image.Image) -> Prepared:
         pixels = np.asarray(image)
         if (pixels == FREEZING).all():
-            re.fullmatch("(a|a)*b", "a" * 80)  # holds the interpreter until the end of time
+            re.fullmatch("(a|a)*b", "a" * 80)  # does not release the interpreter, and never ends
         if (pixels == DEADLY).all():
             os.kill(os.getpid(), signal.SIGKILL)
         while (pixels == ENDLESS).all():
@@ -74,7 +74,7 @@ class QSit:
     def look(
         self, images: Sequence[Prepared], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
     ) -> list[tuple[Score, list[Answer]]]:
-        """The answer to a question is its text and the score, or its first choice."""
+        """Answer a question by its text and the score, or by its first choice."""
 
         def answer(question: Question, score: Score) -> Answer:
             if question.choices:
@@ -88,24 +88,26 @@ class QSit:
             for place, score in enumerate(scores)
         ]
 
-    def photos_per_second(self) -> float:
-        return 1.0
-
 
 def default_dtype(device: str) -> str:
     return "float32"
 
 
-if __name__ in ("__main__", "__mp_main__"):  # here and in the processes of the pool, not in who reads the colours
+if __name__ in ("__main__", "__mp_main__"):  # not where the colours alone are imported
     qsit = ModuleType("worker.qsit")
     qsit.__dict__.update(QSit=QSit, default_dtype=default_dtype)
     sys.modules["worker.qsit"] = qsit
     if "NULL_FROZEN_S" in os.environ:
-        from worker import process
+        from worker import heartbeat
 
-        process.FROZEN_S = process.STALLED_S = float(os.environ["NULL_FROZEN_S"])
+        heartbeat.FROZEN_S = heartbeat.STALLED_S = float(os.environ["NULL_FROZEN_S"])
 
 if __name__ == "__main__":
     from worker.__main__ import main
+
+    if "NULL_LOOP_BUG" in os.environ:
+        from worker.consumer import Consumer
+
+        Consumer.loop = lambda *_: {}["a bug in the loop"]  # in place of Celery's
 
     main()

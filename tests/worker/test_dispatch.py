@@ -1,10 +1,8 @@
-"""What goes through Redis, on a real one."""
+"""What goes through Redis, with a real server."""
 
-import base64
 import json
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from models.ledger import leases, rescue, scheduling
 from models.tables import ChunkRow
 from qsit.errors import BrokerUnavailable
 from tests.support.ledger import QUEUE, listed, photos
-from worker import dispatch
+from worker import dispatch, messages
 from worker.app import configuration
 
 
@@ -36,25 +34,21 @@ def queue(broker_url: str) -> redis.Redis:
     return redis.Redis(unix_socket_path=path)
 
 
-def test_a_few_chunks_are_in_redis_as_compressed_json_with_their_uris(
-    engine: Engine, app: Celery, queue: redis.Redis
-) -> None:
+def test_a_few_chunks_are_in_redis_as_json(engine: Engine, app: Celery, queue: redis.Redis) -> None:
     listed(engine, photos(5000))
 
     dispatch.top_up(engine, app, QUEUE, 60)
     dispatch.top_up(engine, app, QUEUE, 60)
 
     name = dispatch.queue_name(engine, QUEUE)
-    assert queue.llen(name) == dispatch.AHEAD
+    assert queue.llen(name) == dispatch.CHUNKS_AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
-    body = json.loads(zlib.decompress(base64.b64decode(message["body"])))
-    chunk_id, uris = body[0]
-    assert uris == [photo.uri for photo in photos(len(uris))]
+    chunk_id = messages.read_chunk_id(queue.lindex(name, -1))
     assert leases.claim(engine, chunk_id, QUEUE, "me:1:1.00", 60) is not None
 
 
-def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path) -> None:
+def test_what_redis_does_not_accept_is_queued_again(engine: Engine, tmp_path: Path) -> None:
     listed(engine, photos(3))
     away = Celery("test")
     away.conf.update(
@@ -68,19 +62,19 @@ def test_what_redis_does_not_take_is_queued_again(engine: Engine, tmp_path: Path
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Celery, queue: redis.Redis) -> None:
+def test_what_redis_lost_is_sent_again_after_a_while(engine: Engine, app: Celery, queue: redis.Redis) -> None:
     listed(engine, photos(5000))
     dispatch.top_up(engine, app, QUEUE, 60)
     name = dispatch.queue_name(engine, QUEUE)
 
     queue.delete(name)
     dispatch.top_up(engine, app, QUEUE, 60)
-    assert queue.llen(name) == 0, "it may be on its way to a worker"
+    assert queue.llen(name) == 0, "the messages may be on their way to a worker"
     with writing(engine) as connection:
         connection.execute(update(ChunkRow).values(until=ChunkRow.until - rescue.SETTLE_S - 1))
     dispatch.top_up(engine, app, QUEUE, 60)
 
-    assert queue.llen(name) == dispatch.AHEAD
+    assert queue.llen(name) == dispatch.CHUNKS_AHEAD
 
 
 @pytest.mark.parametrize(
@@ -92,25 +86,25 @@ def test_what_redis_has_lost_is_sent_again_after_a_while(engine: Engine, app: Ce
         (("CONFIG", "SET", "requirepass", "secret"), "does not answer"),
     ],
 )
-def test_whatever_redis_refuses_is_queued_again_and_told_once(
+def test_whatever_redis_refuses_is_queued_again_and_reported_once(
     engine: Engine, app: Celery, queue: redis.Redis, harm: tuple[str, ...], words: str
 ) -> None:
     listed(engine, photos(3))
     name = dispatch.queue_name(engine, QUEUE)
     queue.execute_command(*(word.format(queue=name) for word in harm))
-    told: list[str] = []
-    top_up = dispatch.topping_up(engine, app, QUEUE, 60, told.append)
+    reported: list[str] = []
+    top_up = dispatch.BestEffortTopUp(engine, app, QUEUE, 60, reported.append)
 
     for _ in range(3):
         top_up()
 
-    [line] = told
+    [line] = reported
     assert words in line
     assert "nothing is lost" in line
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_each_ledger_has_queues_of_its_own(engine: Engine, tmp_path: Path) -> None:
+def test_each_ledger_has_its_own_queues(engine: Engine, tmp_path: Path) -> None:
     upgrade(f"sqlite:///{tmp_path}/other.db")
     other = db.connect(f"sqlite:///{tmp_path}/other.db")
 
@@ -118,7 +112,7 @@ def test_each_ledger_has_queues_of_its_own(engine: Engine, tmp_path: Path) -> No
     other.dispose()
 
 
-def test_a_broker_that_answers_and_one_that_does_not(app: Celery, tmp_path: Path) -> None:
+def test_a_broker_that_does_not_answer_is_refused(app: Celery, tmp_path: Path) -> None:
     dispatch.check_broker(app)
 
     away = Celery("test")
@@ -134,7 +128,19 @@ def test_only_json_is_accepted() -> None:
     assert chosen["task_serializer"] == "json"
 
 
-def test_importing_the_app_reads_no_settings_and_touches_no_server() -> None:
-    code = "import os; os.environ['QSIT_LEASE_S'] = 'wrong'; import worker.app, worker.tasks"
+def test_importing_the_app_reads_no_settings_and_loads_nothing_of_the_worker() -> None:
+    code = (
+        "import os, sys; os.environ['QSIT_LEASE_S'] = 'wrong'; import worker.app; "
+        "assert not {'worker.tasks', 'worker.lifecycle', 'worker.process'} & sys.modules.keys()"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_starting_worker_has_the_task() -> None:
+    code = (
+        "from worker.app import app; app.loader.import_default_modules(); "
+        f"assert '{dispatch.TASK}' in app.tasks, sorted(app.tasks)"
+    )
 
     subprocess.run([sys.executable, "-c", code], check=True)
