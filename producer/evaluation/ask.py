@@ -1,94 +1,73 @@
 """Asking a model, in this process, one question about each photo."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qsit.errors import ImageError, one_line
+from models.claims import Claim, ClaimedItem, ExistingResults, Failed
+from qsit.errors import ImageError
 from qsit.questions import Answer, Question
-from qsit.rating import Score
+from qsit.rating import AS_STORED, UPRIGHT
 from qsit.sources.filters import check_bytes
+from qsit.sources.uris import path_of, uri_of
 from qsit.states import Reason
+from worker import scoring
 from worker.imaging.decode import decode
+from worker.pipeline import Pipeline
+from worker.scoring import BatchScorer, PreparedPhoto
 
-Result = tuple[int, Answer | ImageError]
-"""The index of a question, with the answer or the reason why there is none."""
 
-
-class Model(Protocol):
-    """The part of QSit that asking needs. `prepare` returns an image with its number of `tokens`."""
+class Model(scoring.Model, Protocol):
+    """What asking needs of `QSit`."""
 
     def prepare(self, image: Any) -> Any: ...
 
-    def look(
-        self, images: Sequence[Any], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
-    ) -> list[tuple[Score, list[Answer]]]: ...
+
+@dataclass(frozen=True)
+class QuestionLoader:
+    """Loads the photo of a question for a pipeline. The id of the question is that of its item."""
+
+    model: Model
+    max_pixels: int
+
+    def load(self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]) -> PreparedPhoto:
+        """Read, decode and cut a photo, with all questions but its own marked as answered."""
+        path = path_of(item.uri)
+        try:
+            check_bytes(path.stat().st_size)
+            data = path.read_bytes()
+        except OSError as error:
+            raise ImageError(Reason.UNREADABLE, f"the file cannot be read: {error.strerror}") from error
+        on_decoding()
+        image = decode(data, max_pixels=self.max_pixels, as_stored=claim.procedure == AS_STORED)
+        others = frozenset(claim.questions) - {item.image_id}
+        return PreparedPhoto(self.model.prepare(image), found=ExistingResults(answered=others))
 
 
 def ask_all(
     model: Model,
-    asked: Iterable[tuple[str, Question]],
+    asked: Sequence[tuple[str, Question]],
     *,
     batch_tokens: int,
     loaders: int,
     max_pixels: int,
     as_stored: bool,
-) -> Iterator[Result]:
+) -> Iterator[tuple[int, Answer | ImageError]]:
     """
-    Ask each question about the photo at its path, and yield results in any order.
+    Ask each question about the photo at its path. Yield the index of a question and its answer or error, in any order.
 
-    batch_tokens: image tokens in one batch. loaders: threads that read and prepare photos.
+    batch_tokens: image tokens in one batch. loaders: threads that load photos.
     """
-
-    def prepare(path: str) -> Any:
-        try:
-            return model.prepare(decode(_read(Path(path)), max_pixels=max_pixels, as_stored=as_stored))
-        except ImageError as error:
-            return error
-
-    waiting = enumerate(asked)
-    batch: list[tuple[int, Any, Question]] = []
-    with ThreadPoolExecutor(loaders) as threads:
-        while some := list(islice(waiting, 2 * loaders)):
-            images = threads.map(prepare, [path for _, (path, _) in some])
-            for (index, (_, question)), image in zip(some, images, strict=True):
-                if isinstance(image, ImageError):
-                    yield index, image
-                    continue
-                if batch and sum(other.tokens for _, other, _ in batch) + image.tokens > batch_tokens:
-                    yield from _ask_batch(model, batch)
-                    batch = []
-                batch.append((index, image, question))
-    if batch:
-        yield from _ask_batch(model, batch)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        check_bytes(file.stat().st_size)
-        return file.read_bytes()
-    except OSError as error:
-        raise ImageError(Reason.UNREADABLE, f"the file cannot be read: {error.strerror}") from error
-
-
-def _ask_batch(model: Model, batch: Sequence[tuple[int, Any, Question]]) -> Iterator[Result]:
-    """Ask about each photo its own question. Split a batch that fails until one photo fails alone."""
-    indices, images, questions = zip(*batch, strict=True)
-    try:
-        looks = model.look(images, questions, asks=lambda place, _: [place])
-    except MemoryError as error:
-        failure = ImageError(Reason.OUT_OF_MEMORY, one_line(error))
-    except Exception as error:  # noqa: BLE001 -- any error belongs to one of these photos or questions
-        failure = ImageError(Reason.MODEL_ERROR, one_line(error))
-    else:
-        yield from ((index, answer) for index, (_, [answer]) in zip(indices, looks, strict=True))
-        return
-    # the error is gone here, and with it the frames that held the batch's memory
-    if len(batch) == 1:
-        yield indices[0], failure
-        return
-    half = len(batch) // 2
-    yield from _ask_batch(model, batch[:half])
-    yield from _ask_batch(model, batch[half:])
+    items = [ClaimedItem(index, uri_of(path), "", suspect=False) for index, (path, _) in enumerate(asked)]
+    questions = {index: question for index, (_, question) in enumerate(asked)}
+    claim = Claim(0, 0, 0, AS_STORED if as_stored else UPRIGHT, False, "", items, questions)
+    scorer = BatchScorer(model, "", batch_tokens)
+    pipeline = Pipeline(scorer, QuestionLoader(model, max_pixels), loaders, decode_s=math.inf)
+    for results in pipeline.run(claim, lambda *_: None, turn_s=math.inf, stopping=lambda: False):
+        for result in results:
+            index = result.image_id
+            if isinstance(result, Failed):
+                yield index, ImageError(result.reason, result.message)
+            else:
+                yield index, result.answers[index]
