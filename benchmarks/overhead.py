@@ -298,10 +298,10 @@ def measure_workers(bench: Bench, rates: tuple[float, ...]) -> dict[str, Any]:
             photos = make_photos(bench.folder / name / "photos", int(rate * workers * STEADY_S))
             with bench.fleet(name, workers, bench.batch / rate) as running:
                 running.enqueue(photos)
-                told = running.read_batches().values()
-            begin = max(batches[0][0] for batches in told)
-            end = min(batches[-1][1] for batches in told)
-            done = sum(count for batches in told for _, at, count in batches if begin < at <= end)
+                by_worker = running.read_batches().values()
+            begin = max(batches[0][0] for batches in by_worker)
+            end = min(batches[-1][1] for batches in by_worker)
+            done = sum(count for batches in by_worker for _, at, count in batches if begin < at <= end)
             found[name] = done / (end - begin)
             share = found[name] / workers / found[f"workers{rate:g}x1"]
             print(f"| {rate:g} | {workers} | {found[name]:.1f} | {share:.1%} |", flush=True)

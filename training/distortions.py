@@ -94,9 +94,18 @@ def cast(image: Image.Image, severity: float, rng: np.random.Generator, _scale: 
 DISTORTIONS: dict[str, Distortion] = {
     each.__name__: each
     for each in (
-        blur, motion, noise, jpeg, webp, rescaling, underexposure, overexposure, contrast, cast,
+        blur,
+        motion,
+        noise,
+        jpeg,
+        webp,
+        rescaling,
+        underexposure,
+        overexposure,
+        contrast,
+        cast,
     )
-}  # fmt: skip
+}
 
 
 def distort(name: str, image: Image.Image, severity: float, rng: np.random.Generator) -> Image.Image:

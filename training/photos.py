@@ -15,15 +15,21 @@ from pathlib import Path
 
 WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
 MIRROR = "http://deb.debian.org/debian/pool/main/"
-PACKAGES = {
-    "p/plasma-workspace-wallpapers/plasma-workspace-wallpapers_5.27.5-2_all.deb":
+PACKAGES = (
+    (
+        "p/plasma-workspace-wallpapers/plasma-workspace-wallpapers_5.27.5-2_all.deb",
         "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
-    "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb":
+    ),
+    (
+        "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb",
         "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
-    "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb":
+    ),
+    (
+        "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb",
         "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
-}  # fmt: skip
-"""Debian packages, with their SHA-256."""
+    ),
+)
+"""Debian packages and their SHA-256."""
 
 ENDINGS = (".jpg", ".png")
 KDE, LOMIRI, SKIMAGE, SKLEARN = "wallpapers/{}/contents/images/2560x1600.jpg", "backgrounds/{}", "data/{}", "images/{}"
@@ -43,10 +49,21 @@ TRAIN = (
     *map(SKLEARN.format, ("china.jpg", "flower.jpg")),
     *map(
         SKIMAGE.format,
-        ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "gravel.png", "ihc.png", "moon.png",
-         "page.png", "retina.jpg", "rocket.jpg"),
+        (
+            "astronaut.png",
+            "brick.png",
+            "camera.png",
+            "chelsea.png",
+            "coffee.png",
+            "gravel.png",
+            "ihc.png",
+            "moon.png",
+            "page.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ),
     ),
-)  # fmt: skip
+)
 VALIDATION = tuple(map(SKIMAGE.format, ("coins.png", "grass.png", "motorcycle_left.png")))
 TEST = (
     *map(KDE.format, ("BytheWater", "ColdRipple", "EveningGlow", "FallenLeaf", "Grey", "Kite", "summer_1am")),
@@ -106,7 +123,7 @@ def _read_packages(folder: Path) -> Iterator[tuple[str, bytes]]:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
             yield from ((name, packed.read(name)) for name in packed.namelist() if name.endswith(ENDINGS))
-    for path, digest in PACKAGES.items():
+    for path, digest in PACKAGES:
         with urllib.request.urlopen(MIRROR + path) as response:
             package = response.read()
         if hashlib.sha256(package).hexdigest() != digest:

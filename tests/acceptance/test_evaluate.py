@@ -37,9 +37,9 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
 def dataset(database: Engine, tmp_path: Path) -> Path:
     """Eight scored photos, with ties, and a file of labels."""
     record_scores(
-        database, {uri_of(tmp_path / f"{place}.jpg"): score for place, score in enumerate(SCORES)}, revision="abc1"
+        database, {uri_of(tmp_path / f"{index}.jpg"): score for index, score in enumerate(SCORES)}, revision="abc1"
     )
-    rows = [f"{place}.jpg,{opinion}" for place, opinion in enumerate(OPINIONS)]
+    rows = [f"{index}.jpg,{opinion}" for index, opinion in enumerate(OPINIONS)]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["img_path,gt_score", *rows]) + "\n")
     return labels
@@ -124,7 +124,7 @@ def test_skipped_rows_are_counted_and_reported(dataset: Path, capfd: pytest.Capt
 
 
 def test_an_inverted_scale_is_suspected_but_not_guessed(dataset: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    rows = [f"{place}.jpg,{5 - opinion}" for place, opinion in enumerate(OPINIONS)]
+    rows = [f"{index}.jpg,{5 - opinion}" for index, opinion in enumerate(OPINIONS)]
     dataset.write_text("\n".join(["img_path,gt_score", *rows]))
 
     assert run(["evaluate", str(dataset), "--format", "json"]) == 0
@@ -140,7 +140,7 @@ def test_an_inverted_scale_is_suspected_but_not_guessed(dataset: Path, capfd: py
     assert "lower-is-better" not in words.err
 
     dataset.write_text(
-        "\n".join(["img_path,gt_score", *(f"{place}.jpg,{value}" for place, value in enumerate(OPINIONS))])
+        "\n".join(["img_path,gt_score", *(f"{index}.jpg,{value}" for index, value in enumerate(OPINIONS))])
     )
     assert run(["evaluate", str(dataset), "--lower-is-better"]) == 0
     assert "omit --lower-is-better" in capfd.readouterr().err
@@ -179,7 +179,7 @@ def test_equal_scores_have_only_an_rmse(dataset: Path, capfd: pytest.CaptureFixt
 
 
 def test_options_choose_the_model(dataset: Path, database: Engine, capfd: pytest.CaptureFixture[str]) -> None:
-    uris = [uri_of(dataset.parent / f"{place}.jpg") for place in range(8)]
+    uris = [uri_of(dataset.parent / f"{index}.jpg") for index in range(8)]
     job = record_scores(
         database, dict(zip(uris, SCORES[::-1], strict=True)), model="zhangzicheng/q-sit", revision="def2"
     )
@@ -245,7 +245,7 @@ def test_photos_that_qsit_score_has_scored_are_evaluated(tmp_path: Path) -> None
     names = ["astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg"]
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photo")
-    rows = [*(f"{name},{place}" for place, name in enumerate(names)), f"{broken},3", "none.jpg,3"]
+    rows = [*(f"{name},{index}" for index, name in enumerate(names)), f"{broken},3", "none.jpg,3"]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["img_path,gt_score", *rows, f"{EXAMPLES}/cat.jpg,1"]))
     arguments = ["evaluate", str(labels), "--images", str(EXAMPLES), "--model", "demo", "--format", "json"]
@@ -271,7 +271,7 @@ def test_photos_in_s3_are_evaluated(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     programs.make_photos(tmp_path / "s3" / "photos" / "koniq", 4)
     labels = tmp_path / "labels.csv"
-    rows = [*(f"{place:05d}.png,{place}" for place in range(3)), "s3://photos/koniq/00003.png,3", "gone.png,3"]
+    rows = [*(f"{index:05d}.png,{index}" for index in range(3)), "s3://photos/koniq/00003.png,3", "gone.png,3"]
     labels.write_text("\n".join(["img_path,gt_score", *rows]))
     with rclone(tmp_path / "s3", tmp_path / "log") as server:
         variables = {**KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": server}

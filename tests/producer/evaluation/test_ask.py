@@ -39,7 +39,7 @@ class FailingModel:
     ) -> list[tuple[Score, list[Answer]]]:
         self.batches.append(len(images))
         score = Score(0.5, (), ())
-        asked = [[questions[at].text for at in asks(place, score)] for place in range(len(images))]
+        asked = [[questions[at].text for at in asks(index, score)] for index in range(len(images))]
         texts = [text for some in asked for text in some]
         if len(images) > self.largest or "too large" in texts:
             raise MemoryError("no room")
