@@ -1,9 +1,9 @@
-"""How far reduced precision moves scores, and what it saves: each dtype against float32 on the same photos.
+"""Compare each dtype with float32 on the same photos: how far scores move, and how much time it saves.
 
-    python benchmarks/dtype_drift.py CHECKPOINT PHOTO... [--device cpu]
+    python -m benchmarks.dtype_drift CHECKPOINT PHOTO... [--device cpu]
 
-Prints, for each dtype, seconds a photo and the largest and mean difference of score and rating logits from float32,
-as a table and as a line of JSON. Run it on a checkpoint of the true size; random weights will do.
+Prints, for each dtype, seconds per photo and the largest and mean difference of scores and rating logits from float32,
+as a table and a line of JSON. The checkpoint must have the true size; random weights are enough.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from worker.qsit import DTYPES, QSit
+from worker.inference.loading import DTYPES
+from worker.qsit import QSit
 
 
 def main() -> None:
@@ -37,8 +38,14 @@ def main() -> None:
         pairs = list(zip(scores, exact, strict=True))
         moved = [abs(a.value - b.value) for a, b in pairs]
         logits = max(abs(x - y) for a, b in pairs for x, y in zip(a.logits, b.logits, strict=True))
-        row = {"dtype": dtype, "s_per_photo": seconds, "max_score": max(moved), "mean_score": statistics.mean(moved),
-               "max_logit": logits, "scores": [round(score.value, 5) for score in scores]}  # fmt: skip
+        row = {
+            "dtype": dtype,
+            "s_per_photo": seconds,
+            "max_score": max(moved),
+            "mean_score": statistics.mean(moved),
+            "max_logit": logits,
+            "scores": [round(score.value, 5) for score in scores],
+        }
         print(f"{dtype:10s} {seconds:7.2f}  {max(moved):10.5f}  {statistics.mean(moved):11.5f}  {logits:10.4f}")
         print(json.dumps(row))
 

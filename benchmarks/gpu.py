@@ -1,12 +1,12 @@
 """
-All that is to be known of qsit on a GPU, in one go: are its scores right, how fast is it, and where the time goes.
+Measure qsit on a GPU in one run: whether scores are right, how fast they are, and where the time goes.
 
     python -m benchmarks.gpu FOLDER [--device cuda] [--shape mini]... [--photos N] [--rounds N]
 
-Compares the golden images' scores and answers, computed on the device in each dtype, with the golden ones; then runs
-`benchmarks.model`, `benchmarks.questions` and `benchmarks.profile_batch` for each shape, and writes what they print,
-and the traces, into FOLDER. Needs the repository with its tests, and the extra `worker`. With
-`--device cpu --shape tiny` it can be tried anywhere.
+Computes scores and answers of the golden images on the device in each dtype and compares them with the golden ones.
+Then runs `benchmarks.model`, `benchmarks.questions` and `benchmarks.profile_batch` for each shape. Writes their output
+and the traces into FOLDER. Needs the repository with its tests and the extra `worker`. `--device cpu --shape tiny` runs
+anywhere.
 """
 
 import argparse
@@ -19,18 +19,19 @@ import torch
 from PIL import Image
 
 from benchmarks.checkpoints import TEXT
-from worker.qsit import DTYPES, QSit
+from worker.inference.loading import DTYPES
+from worker.qsit import QSit
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 TOKENS = 12
-"""So many tokens of each golden answer are known."""
+"""The number of known tokens of each golden answer."""
 EXACT = 1e-5
-"""How far a score may be from the golden one in float32."""
+"""The largest difference of a float32 score from the golden one."""
 
 
 def check(device: str) -> str:
-    """How far the golden images' scores and answers are from the golden ones; ends the program if float32 is wrong."""
+    """Return a table of the differences from the golden scores and answers. Exits when float32 is wrong."""
     expected = json.loads((GOLDEN / "golden.json").read_text())["images"]
     photos = [Image.open(GOLDEN / "images" / each["image"]).convert("RGB") for each in expected]
     lines = ["| dtype | alone | in one batch | answers that begin alike |", "|---|---|---|---|"]
@@ -56,8 +57,8 @@ def check(device: str) -> str:
     return "\n".join(lines)
 
 
-def printed(folder: Path, name: str, *command: str) -> None:
-    """What a benchmark prints, also into a file; one that fails does not keep the others from running."""
+def run_benchmark(folder: Path, name: str, *command: str) -> None:
+    """Run a benchmark, print its output and write it to a file. A failure does not stop the other benchmarks."""
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     (folder / f"{name}.txt").write_text(done.stdout + done.stderr)
     print(
@@ -69,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shape", action="append", choices=TEXT, help="mini, unless given")
-    parser.add_argument("--photos", type=int, default=128, help="of each mix")
+    parser.add_argument("--shape", action="append", choices=TEXT, help="default: mini; may be repeated")
+    parser.add_argument("--photos", type=int, default=128, help="photos of each mix")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -82,12 +83,12 @@ def main() -> None:
     on = ("--device", args.device)
     for shape in args.shape or ["mini"]:
         sizes = ("--photos", str(args.photos), "--batch", "8", "--rounds", str(args.rounds))
-        printed(folder, f"model-{shape}", "benchmarks.model", shape, *on, *sizes)
-        printed(folder, f"questions-{shape}", "benchmarks.questions", shape, *on, "--tokens", "50")
+        run_benchmark(folder, f"model-{shape}", "benchmarks.model", shape, *on, *sizes)
+        run_benchmark(folder, f"questions-{shape}", "benchmarks.questions", shape, *on, "--tokens", "50")
         for mix in ("1024x768", "4000x3000"):
             photos, trace_file = str(min(args.photos, 8)), str(folder / f"{shape}-{mix}.json.gz")
             trace = ("--mix", mix, "--photos", photos, "--trace", trace_file)
-            printed(folder, f"profile-{shape}-{mix}", "benchmarks.profile_batch", shape, *on, *trace)
+            run_benchmark(folder, f"profile-{shape}-{mix}", "benchmarks.profile_batch", shape, *on, *trace)
 
 
 if __name__ == "__main__":

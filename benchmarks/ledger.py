@@ -1,10 +1,10 @@
-"""What the ledger takes of a worker's time: each change of state of a chunk, and what is asked every few seconds.
+"""Measure the ledger's share of a worker's time: each change of a chunk, and the queries that timers repeat.
 
     python -m benchmarks.ledger sqlite|postgresql [--items N] [--chunk N] [--rounds N] [--folder DIR] [--seed N]
 
-Submits a job of generated keys as `qsit submit` does, in chunks of the size of one batch, and scores half of them by
-SQL. Then goes with one worker of sixteen through rounds of what it does with a chunk, the others' chunks held
-meanwhile, and times each call. Prints a table and a line of JSON. The databases are those of scale.py.
+Submits a job of generated keys as `qsit submit` does, in chunks of one batch each, and scores half of them by SQL. Then
+times each call that one of sixteen workers makes for a chunk, while the others hold theirs. Prints a table and a line
+of JSON. The databases are those of scale.py.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 
 from benchmarks.library import DIALECT
-from benchmarks.scale import LANE, databases, options, percentiles, scratch, submit
+from benchmarks.scale import LANE, compute_percentiles, make_parser, make_scratch, run_database, submit
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Claim, Failed, Scored
@@ -34,12 +34,12 @@ WORKERS = 16
 FAILED = 4
 """Photos of a batch that fail, in every fourth round."""
 LEASE_S = 3600.0
-TOGETHER = "claim and record together"
+CLAIM_AND_RECORD = "claim and record"
 JOB = 1
 
 
 class Clock:
-    """What each operation took in milliseconds, and its statements and transactions."""
+    """Milliseconds, statements and transactions of each operation."""
 
     def __init__(self, engine: Engine) -> None:
         self.took: dict[str, list[float]] = defaultdict(list)
@@ -51,7 +51,7 @@ class Clock:
 
     @contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """One call of an operation."""
+        """Time one call of an operation."""
         self._count.clear()
         start = time.perf_counter()
         yield
@@ -60,8 +60,8 @@ class Clock:
         self.transactions[name] = max(self.transactions[name], self._count["transactions"])
 
 
-def make(engine: Engine, items: int, chunk: int) -> None:
-    """A listed job, the first half of which is scored."""
+def make_job(engine: Engine, items: int, chunk: int) -> None:
+    """List a job and score every second chunk."""
     ingest.CHUNK_SIZE = chunk
     start = time.perf_counter()
     submit(engine.url.render_as_string(hide_password=False), items, "a library")
@@ -85,54 +85,61 @@ def owner(number: int) -> str:
     return f"gpu{number}:1:1.00"
 
 
-def begin(engine: Engine) -> deque[int]:
-    """Sixteen workers, all but the first with a chunk in hand. What waits in Redis."""
+def start_workers(engine: Engine) -> deque[int]:
+    """Register sixteen workers, let all but the first claim a chunk, and return the chunks in the queue."""
     for number in range(1, WORKERS + 1):
         workers.register(
             engine,
             WorkerRow(
-                owner=owner(number), broker="", model=LANE.model, revision=LANE.revision, device="cuda:0",
-                dtype="float16", state=WorkerState.READY,
+                owner=owner(number),
+                broker="",
+                model=LANE.model,
+                revision=LANE.revision,
+                device="cuda:0",
+                dtype="float16",
+                state=WorkerState.READY,
             ),
-        )  # fmt: skip
-    waiting = deque(message.chunk_id for message in send(engine))
+        )
+    waiting = deque(message.chunk_id for message in stage(engine))
     for number in range(2, WORKERS + 1):
         leases.claim(engine, waiting.popleft(), LANE, owner(number), LEASE_S)
-    waiting.extend(message.chunk_id for message in send(engine))
+    waiting.extend(message.chunk_id for message in stage(engine))
     return waiting
 
 
-def send(engine: Engine) -> list[scheduling.Message]:
+def stage(engine: Engine) -> list[scheduling.Message]:
     return scheduling.stage_chunks(engine, LANE, ahead=2, lease_s=LEASE_S)
 
 
-def rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen: random.Random) -> None:
-    """A worker's way with one chunk after another."""
+def run_rounds(engine: Engine, clock: Clock, waiting: deque[int], count: int, chosen: random.Random) -> None:
+    """Do what a worker does with one chunk after another."""
     for number in range(count):
-        claim = claimed(engine, clock, waiting.popleft())
-        with clock.timing("send: one chunk"):
-            waiting.extend(message.chunk_id for message in send(engine))
-        with clock.timing("send: nothing to send"):
-            send(engine)
+        claim = claim_chunk(engine, clock, waiting.popleft())
+        with clock.timing("stage_chunks: one chunk"):
+            waiting.extend(message.chunk_id for message in stage(engine))
+        with clock.timing("stage_chunks: nothing to send"):
+            stage(engine)
         ids = [item.image_id for item in claim.items]
         failed = FAILED if number % 4 == 3 else 0
         for low in range(0, len(ids), BATCH):
-            one_batch(engine, clock, claim, ids[low : low + BATCH], failed, chosen)
+            record_batch(engine, clock, claim, ids[low : low + BATCH], failed, chosen)
         if len(ids) == BATCH and not failed:
-            clock.took[TOGETHER].append(clock.took["claim"][-1] + clock.took["record"][-1])
-        with clock.timing("hand_back"):
+            clock.took[CLAIM_AND_RECORD].append(clock.took["claim"][-1] + clock.took["record"][-1])
+        with clock.timing("release"):
             leases.release(engine, claim)
 
 
-def claimed(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
+def claim_chunk(engine: Engine, clock: Clock, chunk_id: int) -> Claim:
     with clock.timing("claim"):
         claim = leases.claim(engine, chunk_id, LANE, owner(1), LEASE_S)
     assert claim is not None
     return claim
 
 
-def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random) -> None:
-    with clock.timing("start"):
+def record_batch(
+    engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed: int, chosen: random.Random
+) -> None:
+    with clock.timing("mark_in_flight"):
         leases.mark_in_flight(engine, claim, ids)
     results: list[Scored | Failed] = [
         Failed(image_id, Reason.CORRUPT, "the file is truncated")
@@ -140,47 +147,47 @@ def one_batch(engine: Engine, clock: Clock, claim: Claim, ids: list[int], failed
         else Scored(image_id, chosen.random(), tuple(chosen.uniform(-9, 9) for _ in range(5)), "float16")
         for index, image_id in enumerate(ids)
     ]
-    with clock.timing(f"record: {failed} of them failed" if failed else "record"):
+    with clock.timing(f"record: {failed} failed" if failed else "record"):
         leases.record(engine, claim, results, LEASE_S)
 
 
-def asked_by_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> None:
-    """What each worker, and each that waits for a job, does every few seconds."""
+def run_timers(engine: Engine, clock: Clock, count: int, claim: Claim) -> None:
+    """Do what each worker and each waiting client repeats every few seconds."""
 
     def beat() -> None:
         with db.writing(engine) as connection:
             workers.heartbeat(connection, owner(1))
             leases.renew(connection, claim, LEASE_S)
 
-    asked: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "heartbeat": beat,
         "finish_done_jobs": lambda: jobs.finish_done_jobs(engine),
-        "free_the_dead": lambda: rescue.requeue_of_dead(engine),
-        "lanes": lambda: scheduling.queues_with_work(engine),
-        "progress": lambda: job_progress(engine, JOB),
+        "requeue_of_dead": lambda: rescue.requeue_of_dead(engine),
+        "queues_with_work": lambda: scheduling.queues_with_work(engine),
+        "job_progress": lambda: job_progress(engine, JOB),
     }
-    for name, ask in asked.items():
+    for name, call in calls.items():
         for _ in range(count):
             with clock.timing(name):
-                ask()
+                call()
 
 
-def measured(url: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
     upgrade(url)
     engine = db.connect(url)
-    make(engine, args.items, args.chunk)
+    make_job(engine, args.items, args.chunk)
     engine.dispose()
-    return timed_all(db.connect(url, async_commit=True), args)  # as a worker does
+    return time_calls(db.connect(url, async_commit=True), args)  # as a worker does
 
 
-def timed_all(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
+def time_calls(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(engine)
-    waiting = begin(engine)
-    rounds(engine, clock, waiting, args.rounds, random.Random(args.seed))
-    asked_by_timers(engine, clock, args.rounds, claimed(engine, clock, waiting.popleft()))
+    waiting = start_workers(engine)
+    run_rounds(engine, clock, waiting, args.rounds, random.Random(args.seed))
+    run_timers(engine, clock, args.rounds, claim_chunk(engine, clock, waiting.popleft()))
     engine.dispose()
     print("\n| operation | p50 ms | p95 ms | statements | transactions |\n|---|---|---|---|---|")
-    ms = {name: percentiles(took) for name, took in clock.took.items()}
+    ms = {name: compute_percentiles(took) for name, took in clock.took.items()}
     for name, (p50, p95) in ms.items():
         counts = (clock.statements.get(name, ""), clock.transactions.get(name, ""))
         print("| {} | {:.1f} | {:.1f} | {} | {} |".format(name, p50, p95, *counts))
@@ -188,15 +195,15 @@ def timed_all(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--chunk", type=int, default=BATCH, help="items in a chunk")
-    parser.add_argument("--rounds", type=int, default=400, help="chunks to work on")
+    parser.add_argument("--rounds", type=int, default=400, help="chunks to process")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     report: dict[str, Any] = {name: getattr(args, name) for name in ("database", "items", "chunk", "rounds")}
-    with scratch("ledger", args.folder) as folder, databases(args.database, folder) as create:
-        report |= measured(create("ledger"), args)
+    with make_scratch("ledger", args.folder) as folder, run_database(args.database, folder) as create:
+        report |= measure(create("ledger"), args)
     print(json.dumps(report))
 
 

@@ -1,4 +1,4 @@
-"""A library of ten million scored photos, made in the ledger by SQL; see `make` for what is in it."""
+"""Fill the ledger by SQL with a library of scored photos. `make_library` says what it contains."""
 
 import random
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ GOOD_MONTH = "2019/06"
 TO_DO = 102_400
 NIGHTS = 10
 BIG_JOB, SECOND_JOB = 1, 2 + NIGHTS
-"""The jobs between the two are those of ten nights."""
+"""The jobs between them are those of ten nights."""
 
 DIALECT = {
     "sqlite": {
@@ -43,26 +43,26 @@ DIALECT = {
 
 @dataclass(frozen=True)
 class Library:
-    """What was made, for questions about it."""
+    """The size of a library, to choose parts of it at random."""
 
     images: int
 
-    def day(self, chosen: random.Random) -> str:
-        """The prefix of a day."""
+    def choose_day(self, chosen: random.Random) -> str:
+        """Return the URI prefix of a random day."""
         days = (self.images - self.images // 33) // (self.images // DAYS + 1)
         return f"s3://photos/{FIRST_DAY + timedelta(chosen.randrange(days)):%Y/%m/%d}/"
 
 
-def make(engine: Engine, images: int) -> Library:
+def make_library(engine: Engine, images: int) -> Library:
     """
-    Fill an empty ledger. The photos of ten years in a folder a day, three in a hundred with an older version; the
-    first scorer has scored all but the failed, the second, of another model, every tenth. Scores have nothing to do
-    with names, but for one month in which all are good. A big job has everything, one in a hundred failed, and its
-    last 200 chunks still to do; ten more have each scored a two-hundredth of it again since.
+    Fill an empty ledger with the photos of ten years, one folder per day. 3 % have an older version. The first scorer
+    has scored all photos that did not fail; the second, of another model, every tenth. Scores are random, except for
+    one month in which all are good. One big job has everything; 1 % of it failed and its last 200 chunks are queued.
+    Ten later jobs have each scored a two-hundredth of it again.
     """
-    words = {name: _filled(form, images) for name, form in DIALECT[engine.dialect.name].items()}
+    words = {name: _fill(form, images) for name, form in DIALECT[engine.dialect.name].items()}
     with engine.connect() as connection:
-        _hurry(connection)
+        _disable_durability(connection)
         indexes = [index for name in ("items", "scores") for index in Base.metadata.tables[name].indexes]
         for index in indexes:
             index.drop(connection)
@@ -79,12 +79,12 @@ def make(engine: Engine, images: int) -> Library:
     return Library(images)
 
 
-def _filled(form: str, images: int) -> str:
+def _fill(form: str, images: int) -> str:
     return form.replace("{first}", FIRST_DAY.isoformat()).replace("{per_day}", str(images // DAYS + 1))
 
 
-def _hurry(connection: Connection) -> None:
-    """No foreign keys are checked, and no disk waited for."""
+def _disable_durability(connection: Connection) -> None:
+    """Skip the checks of foreign keys and the waiting for the disk."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET session_replication_role = replica"))
         connection.execute(text("SET synchronous_commit = off"))
@@ -103,7 +103,7 @@ def _statements(images: int, words: dict[str, str]) -> list[str]:
     def moment(ms: str) -> str:
         return words["moment"].format(ms=ms)
 
-    n = "(i - i / 33)"  # every 33rd image is an older version of the one before it
+    n = "(i - i / 33)"  # every 33rd image is an older version of the previous one
     day = words["day"].format(n=n)
     uri = f"'s3://photos/' || {day} || '/IMG_' || {words['padded'].format(n=f'{n} % {images // DAYS + 1}')} || '.jpg'"
     etag = words["etag"].format(n="i")

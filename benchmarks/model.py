@@ -1,14 +1,14 @@
 """
-How fast the model scores photos: qsit's own pass against the model README's loop and transformers in padded batches.
+Measure how fast qsit scores photos, against the loop of the model's README and padded batches of transformers.
 
     python -m benchmarks.model tiny|mini|full|FOLDER [--device cpu|cuda] [--dtype D] [--mix NAME]... [--photos N]
                                [--batch N] [--rounds N] [--loaders N] [--compile] [--only-ours]
 
-All three get the same decoded photos, made from a real one, on the same checkpoint (of random weights, made for the
-occasion, unless a folder is given), and take turns, round after round. qsit's pass is the worker's own pipeline without
-queue and database. Prints a table and a line of JSON: images a second (median of the rounds), ratios, how far the
-scores are apart, and the share of the floor: the time that the operations of the model would take at the rate of a
-large matrix product, measured in the same run.
+All three score the same decoded photos with the same checkpoint, in alternating rounds. The photos are resized copies
+of a real one; the checkpoint has random weights unless a folder is given. qsit runs the worker's pipeline without queue
+and database. Prints a table and a line of JSON: images per second (median of the rounds), ratios, the largest
+difference of scores, and the share of the upper bound. That bound is the speed if all operations of the model ran at
+the rate of a large matrix product, which the same run measures.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ from benchmarks import checkpoints
 from benchmarks.peers import Transformers
 from models.claims import Claim, ClaimedItem, Scored
 from worker.inference import forward
+from worker.inference.loading import DTYPES
 from worker.inference.tiles import Tiling
 from worker.pipeline import Pipeline
-from worker.qsit import DTYPES, QSit, default_dtype
+from worker.qsit import QSit, default_dtype
 from worker.scoring import BatchScorer, PreparedPhoto
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "coffee.jpg"
 LIBRARY = {(4000, 3000): 0.45, (6000, 4000): 0.15, (1920, 1080): 0.15, (1024, 768): 0.15, (512, 384): 0.10}
-"""Sizes of photos in the mix `library`, and how often each comes: mostly phones' and cameras', some from the web."""
+"""The sizes in the mix `library` with their shares: mostly photos of phones and cameras, some from the web."""
 MIXES: dict[str, dict[tuple[int, int], float]] = {
     "512x384": {(512, 384): 1},
     "1024x768": {(1024, 768): 1},
@@ -47,8 +49,8 @@ MIXES: dict[str, dict[tuple[int, int], float]] = {
 }
 
 
-def photos_of(mix: str, count: int) -> list[Image.Image]:
-    """So many photos of a mix, in a random order, each size as often as the mix says, as nearly as that can be."""
+def make_photos(mix: str, count: int) -> list[Image.Image]:
+    """Return `count` photos of a mix in a random order, each size as nearly as possible with its share."""
     with Image.open(PHOTO) as file:
         photo = file.convert("RGB")
     sizes: list[tuple[int, int]] = []
@@ -60,7 +62,7 @@ def photos_of(mix: str, count: int) -> list[Image.Image]:
 
 
 def score_all(model: QSit, dtype: str, loaders: int, images: Sequence[Image.Image]) -> list[float]:
-    """The worker's own way from decoded photos to scores."""
+    """Score decoded photos with the worker's pipeline."""
 
     class Loader:
         def load(self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]) -> PreparedPhoto:
@@ -77,8 +79,8 @@ def score_all(model: QSit, dtype: str, loaders: int, images: Sequence[Image.Imag
     return [scores[number] for number in range(len(images))]
 
 
-def operations(config: Any, tiling: Tiling, images: Sequence[Image.Image]) -> float:
-    """What scoring the photos takes, in floating-point operations; prompts and elementwise work are left out."""
+def count_operations(config: Any, tiling: Tiling, images: Sequence[Image.Image]) -> float:
+    """Return the floating-point operations that scoring takes, without prompts and elementwise work."""
     vision, text = config["vision_config"], config["text_config"]
     wide, patches = vision["hidden_size"], tiling.patches**2
     per_patch = vision["num_hidden_layers"] * (
@@ -92,12 +94,14 @@ def operations(config: Any, tiling: Tiling, images: Sequence[Image.Image]) -> fl
         rows, columns = tiling.layout(*image.size).tiles
         tokens = tiling.tokens(*image.size)
         total += (1 + rows * columns) * patches * per_patch + tokens * per_token
-        total += text["num_hidden_layers"] * 2 * text["hidden_size"] * tokens**2  # causal: half of the products
+        total += (
+            text["num_hidden_layers"] * 2 * text["hidden_size"] * tokens**2
+        )  # causal attention needs half of the products
     return total
 
 
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product; the best of several."""
+def measure_matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of five runs."""
     size = 8192 if device.startswith("cuda") else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     (left @ right)[0, 0].item()
@@ -109,8 +113,8 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def in_turn(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of each round, and scores, of each way."""
+def run_in_turns(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the seconds of each round and the scores, by way."""
     took: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
     for number in range(rounds):
         for name, way in ways.items():
@@ -118,47 +122,56 @@ def in_turn(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str
             scores = way()
             seconds, processor_s = time.perf_counter() - start, time.process_time() - processor
             took[name] = ([*took[name][0], seconds], scores)
-            print(f"round {number + 1}, {name}: {seconds:.2f} s, {processor_s:.2f} of the processor", flush=True)
+            print(f"round {number + 1}, {name}: {seconds:.2f} s, {processor_s:.2f} s of processor time", flush=True)
     return took
 
 
-def measured(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row for each mix."""
     dtype = args.dtype or default_dtype(args.device)
     ours = QSit.load(str(folder), device=args.device, dtype=dtype)
     peer = None if args.only_ours else Transformers(folder, args.device, DTYPES[dtype])
-    rate = matrix_rate(args.device, DTYPES[dtype])
+    rate = measure_matrix_rate(args.device, DTYPES[dtype])
     config = json.loads((folder / "config.json").read_text())
     rows: list[dict[str, Any]] = []
     for mix in args.mix or ["512x384", "1024x768", "4000x3000", "library"]:
-        images = photos_of(mix, args.photos)
+        images = make_photos(mix, args.photos)
         ways: dict[str, Callable[[], list[float]]] = {}
         if peer is not None:
-            peer.readme_loop(images[:1])
-            ways["readme"] = lambda images=images: peer.readme_loop(images)
-            ways["padded"] = lambda images=images: [
-                score
-                for start in range(0, len(images), args.batch)
-                for score in peer.padded(images[start : start + args.batch])
-            ]
-        ways["qsit"] = lambda images=images: score_all(ours, dtype, args.loaders, images)
+            peer.score_one_by_one(images[:1])
+            ways["readme"] = partial(peer.score_one_by_one, images)
+            ways["padded"] = partial(score_in_batches, peer, images, args.batch)
+        ways["qsit"] = partial(score_all, ours, dtype, args.loaders, images)
         score_all(ours, dtype, args.loaders, images[:1])
-        took = in_turn(ways, args.rounds)
+        took = run_in_turns(ways, args.rounds)
         speed = {name: len(images) / statistics.median(seconds) for name, (seconds, _) in took.items()}
-        floor = len(images) * rate / operations(config, ours.tiling, images)
+        floor = len(images) * rate / count_operations(config, ours.tiling, images)
         row = {
-            "mix": mix, "photos": len(images), "images_per_s": speed, "floor": floor, "matrix_tflops": rate / 1e12,
+            "mix": mix,
+            "photos": len(images),
+            "images_per_s": speed,
+            "floor": floor,
+            "matrix_tflops": rate / 1e12,
             "share_of_floor": speed["qsit"] / floor,
             "apart": {
                 name: max(abs(a - b) for a, b in zip(scores, took["qsit"][1], strict=True))
                 for name, (_, scores) in took.items()
             },
-        }  # fmt: skip
+        }
         rows.append(row)
     return rows
 
 
+def score_in_batches(peer: Transformers, images: Sequence[Image.Image], size: int) -> list[float]:
+    """Score photos in padded batches of a size."""
+    batches = (images[start : start + size] for start in range(0, len(images), size))
+    return [score for batch in batches for score in peer.score_padded(batch)]
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    print("\n| photos | README loop | padded | qsit | to README | to padded | share of floor | scores apart |")
+    print(
+        "\n| photos | README loop | padded | qsit | qsit / README | qsit / padded | share of bound | score difference |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         speed, ours = row["images_per_s"], row["images_per_s"]["qsit"]
@@ -170,22 +183,22 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="tiny, mini, full, or a checkpoint's folder")
+    parser.add_argument("model", help="tiny, mini, full, or the folder of a checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--mix", action="append", choices=MIXES)
     parser.add_argument("--photos", type=int, default=4, help="photos of each mix")
-    parser.add_argument("--batch", type=int, default=4, help="photos in a padded batch of transformers")
+    parser.add_argument("--batch", type=int, default=4, help="photos per padded batch of transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loaders", type=int, default=min(os.cpu_count() or 1, 16))
-    parser.add_argument("--compile", action="store_true", help="compile the layers of qsit's pass")
+    parser.add_argument("--compile", action="store_true", help="compile the layers of qsit")
     parser.add_argument("--only-ours", action="store_true")
     args = parser.parse_args()
     if args.compile:
         forward.vision_layer = torch.compile(forward.vision_layer, dynamic=True)
         forward.text_layer = torch.compile(forward.text_layer, dynamic=True)
-    with checkpoints.opened(args.model) as folder:
-        rows = measured(folder, args)
+    with checkpoints.open_checkpoint(args.model) as folder:
+        rows = measure(folder, args)
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
     print_table(rows)
     about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,12 +1,12 @@
-"""What the queue costs: processor time a photo, the pause between chunks, workers side by side, and real photos.
+"""Measure the overhead of the queue: processor time per photo, pauses between chunks, several workers, real photos.
 
     python -m benchmarks.overhead sqlite|postgresql [--parts NAMES] [--photos N] [--batch N] [--rate N] [--folder DIR]
 
-Everything is real: `qsit submit`, Valkey, Celery's processes, the database, files read and decoded. Only the model is
-the tests' null model, which takes no time (`processor`) or sleeps as long as a GPU would take (`pauses`, `workers`);
-`photos` has the demo checkpoint score the example photos. Start-up is not counted: the workers are ready and have
-scored a photo before. Prints tables and a line of JSON. (Not called queue.py: a program of this folder that is started
-by its path would find it instead of Python's module.)
+Everything but the model is real: `qsit submit`, Valkey, Celery's processes, the database, reading and decoding files.
+The tests' null model takes no time (`processor`) or sleeps as long as a GPU would take (`pauses`, `workers`). In
+`photos`, the demo checkpoint scores the example photos. Start-up does not count: the workers are ready and have scored
+a photo before. Prints tables and a line of JSON. (The name is not queue.py, because programs of this folder that are
+started by path would import it in place of Python's module.)
 """
 
 import json
@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 from sqlalchemy import func, select
 
-from benchmarks.scale import apart, databases, options, scratch
+from benchmarks.scale import make_parser, make_scratch, run_apart, run_database
 from migrations.upgrade import upgrade
 from models import db
 from models.claims import Claim, ClaimedItem
@@ -50,18 +50,18 @@ from worker.scoring import BatchScorer, PreparedPhoto
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 COPIES = 20
-"""Of each example photo."""
+"""Copies of each example photo."""
 STEADY_S = 15
-"""How long workers side by side have photos for."""
+"""How long the photos last for several workers."""
 CHUNKS = 6
-"""Of full size, at whose ends the model waits."""
+"""Full chunks, between which the model waits."""
 CPU_BUDGET = 8192
 SETTINGS = {"QSIT_LEASE_S": "180", "QSIT_DECODE_S": "60"}  # the defaults; the tests' are shorter
 
 
 @dataclass
 class Bench:
-    """A database, and a place for photos and logs. server: PostgreSQL's process, if that is the database."""
+    """A database, and a folder for photos and logs. server: the process of PostgreSQL, if it is the database."""
 
     folder: Path
     create: Callable[[str], str]
@@ -70,7 +70,7 @@ class Bench:
 
     @contextmanager
     def fleet(self, name: str, workers: int, batch_s: float, **options: Any) -> Iterator["Running"]:
-        """Workers that are ready, one of which has scored a photo."""
+        """Start workers, wait until they are ready, and let one score a photo."""
         url = self.create(name)
         upgrade(url)
         logs = self.folder / name
@@ -90,7 +90,7 @@ class Bench:
 
 @dataclass
 class Running:
-    """A fleet, and the file to which its null models add what they do."""
+    """A fleet, and the file in which its null models log their batches."""
 
     url: str
     fleet: Fleet
@@ -106,7 +106,7 @@ class Running:
             return int(connection.execute(query).scalar_one())
 
     def submit(self, photos: Path) -> float:
-        """Score a folder by `qsit submit --wait`; the processor time of that."""
+        """Score a folder with `qsit submit --wait` and return that command's processor time."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         variables = broker_of(self.fleet.broker_folder) | {"QSIT_MODEL": "demo"}
         run("submit", str(photos), "--wait", database_url=self.url, **variables)  # type: ignore[arg-type]
@@ -114,14 +114,14 @@ class Running:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def enqueue(self, photos: Path) -> None:
-        """Write a folder down, for the workers to find, and wait until it is scored."""
+        """List a folder into the ledger and wait until the workers have scored it."""
         with opened(self.engine, Request((str(photos),), name=JOB, model="demo"), lambda _: None) as lister:
             lister.list(lambda _: None)
         while state_of(self.engine) != JobState.FINISHED:
             time.sleep(POLL_S)
 
     def processor_s(self) -> dict[str, float]:
-        """Processor time so far, by kind of process."""
+        """Return the processor time so far, by kind of process."""
         seconds: dict[str, float] = defaultdict(float)
         for worker in self.fleet.workers:
             parent = psutil.Process(worker.process.pid)
@@ -130,18 +130,18 @@ class Running:
                 kind = "worker: child" if "spawn_main" in " ".join(child.cmdline()) else "worker: parent"
                 seconds[kind] += sum(child.cpu_times()[:2])
         seconds["Valkey"] = sum(psutil.Process(self.fleet.broker.process.pid).cpu_times()[:2])
-        if self.server is not None:  # with what of it has ended
+        if self.server is not None:  # with its ended children
             family = [self.server, *self.server.children(recursive=True)]
             seconds["PostgreSQL"] = sum(sum(process.cpu_times()[:4]) for process in family)
         return seconds
 
     def records(self) -> int:
-        """How many times results were recorded."""
+        """Return how many times results were recorded."""
         with db.reading(self.engine) as connection:
             return int(connection.execute(select(func.count(ScoreRow.scored_at.distinct()))).scalar_one())
 
-    def told(self) -> dict[int, list[tuple[float, float, int]]]:
-        """The batches of each worker: begin, end, photos."""
+    def read_batches(self) -> dict[int, list[tuple[float, float, int]]]:
+        """Return the batches of each worker: begin, end, photos."""
         batches: dict[int, list[tuple[float, float, int]]] = defaultdict(list)
         for line in self.batches.read_text().splitlines():
             pid, began, ended, count = line.split()
@@ -149,13 +149,13 @@ class Running:
         return batches
 
 
-def processor(bench: Bench, photos: int) -> dict[str, Any]:
-    """Processor time a photo, of all processes, over that of a plain loop."""
+def measure_processor(bench: Bench, photos: int) -> dict[str, Any]:
+    """Measure the processor time per photo of all processes, and that of a plain loop."""
     folder = make_photos(bench.folder / "many", photos)
     another = make_photos(bench.folder / "another", 1)
     budget = bench.batch * null_worker.TOKENS
-    loop = apart(plain_loop, folder, budget, False)["processor_s"]
-    opening, handing_over = apart(steps, folder, budget)
+    loop = run_apart(run_plain_loop, folder, budget, False)["processor_s"]
+    opening, handing_over = run_apart(measure_steps, folder, budget)
     with bench.fleet("processor", 1, 0) as running:
         start_up = running.submit(another)
         before = running.processor_s()
@@ -166,32 +166,32 @@ def processor(bench: Bench, photos: int) -> dict[str, Any]:
         records = running.records()
     spent = {"producer": submitting, **{kind: after[kind] - before[kind] for kind in after}}
     ms = {kind: seconds / photos * 1000 for kind, seconds in spent.items()}
-    ms["together"] = sum(ms.values())
+    ms["total"] = sum(ms.values())
     ms["the plain loop"] = loop / photos * 1000
-    ms["overhead"] = ms["together"] - ms["the plain loop"]
-    print(f"\n{photos:,} photos, {photos / records:.1f} a record, {photos / took:.0f} a second\n")
-    print("| processor time | ms a photo |\n|---|---|")
+    ms["overhead"] = ms["total"] - ms["the plain loop"]
+    print(f"\n{photos:,} photos, {photos / records:.1f} per record, {photos / took:.0f} per second\n")
+    print("| processor time | ms per photo |\n|---|---|")
     for kind, value in ms.items():
         print(f"| {kind} | {value:.3f} |")
     where = {
         "the plain loop": loop,
-        "opening files under the roots": opening - loop,
-        "from thread to thread": handing_over - opening,
+        "opening files below the roots": opening - loop,
+        "passing photos between threads": handing_over - opening,
         "ledger, Celery and timers": spent["worker: child"] - handing_over,
     }
-    print("\n| of the worker's child | ms a photo |\n|---|---|")
+    print("\n| part of the worker's child | ms per photo |\n|---|---|")
     for kind, value in where.items():
         print(f"| {kind} | {value / photos * 1000:.3f} |")
     return {
-        "ms_a_photo": ms,
-        "ms_a_photo_of_child": {kind: value / photos * 1000 for kind, value in where.items()},
+        "ms_per_photo": ms,
+        "ms_per_photo_of_child": {kind: value / photos * 1000 for kind, value in where.items()},
         "photos_per_s": photos / took,
-        "photos_a_record": photos / records,
+        "photos_per_record": photos / records,
     }
 
 
-def plain_loop(folder: Path, budget: int, is_real: bool) -> dict[str, float]:
-    """Read, decode, prepare and score, one after the other, with no queue; in a process of its own."""
+def run_plain_loop(folder: Path, budget: int, is_real: bool) -> dict[str, float]:
+    """Read, decode, prepare and score photos one after another, without a queue."""
     if is_real:
         from worker.qsit import QSit
 
@@ -226,8 +226,8 @@ def plain_loop(folder: Path, budget: int, is_real: bool) -> dict[str, float]:
     return {"elapsed_s": elapsed, "processor_s": time.process_time() - processor_began, "model_s": model_s}
 
 
-def steps(folder: Path, budget: int) -> tuple[float, float]:
-    """Processor time of the plain loop with files opened as a worker opens them, and through its threads, too."""
+def measure_steps(folder: Path, budget: int) -> tuple[float, float]:
+    """Return the processor time of the loop with files opened as a worker does, and then also with its threads."""
     os.environ["NULL_BATCH_S"] = "0"
     model = null_worker.QSit()
     loader = PhotoLoader(Reader([str(folder)], mounted=True), model.prepare, max_pixels=10**8)
@@ -252,16 +252,16 @@ def steps(folder: Path, budget: int) -> tuple[float, float]:
     return opening, time.process_time() - began
 
 
-def pauses(bench: Bench, rate: float) -> dict[str, Any]:
-    """How long the model waits between two batches, and between two chunks."""
+def measure_pauses(bench: Bench, rate: float) -> dict[str, Any]:
+    """Measure how long the model waits between two batches and between two chunks."""
     size, before_smallest = ingest.CHUNK_SIZE, ingest.SMALLEST_CHUNK
-    ingest.SMALLEST_CHUNK = size  # or a small job would have small chunks
+    ingest.SMALLEST_CHUNK = size  # otherwise a small job has small chunks
     photos = make_photos(bench.folder / "paced", CHUNKS * size)
     with bench.fleet("pauses", 1, bench.batch / rate) as running:
         before = sum(running.processor_s().values())
         running.enqueue(photos)
         spent = sum(running.processor_s().values()) - before
-        [batches] = running.told().values()
+        [batches] = running.read_batches().values()
     ingest.SMALLEST_CHUNK = before_smallest
     within: list[float] = []
     between: list[float] = []
@@ -276,19 +276,21 @@ def pauses(bench: Bench, rate: float) -> dict[str, Any]:
         "between two batches, mean ms": mean(within),
         "between two chunks, median ms": median(between),
         "between two chunks, longest ms": max(between),
-        f"of a chunk of {size} photos, %": 100 * mean(between) / chunk_ms,
-        "model busy, % of the time": 100 * busy,
-        "processor time, ms a photo": spent / (CHUNKS * size) * 1000,
+        f"share of a chunk of {size} photos, %": 100 * mean(between) / chunk_ms,
+        "model busy, %": 100 * busy,
+        "processor time, ms per photo": spent / (CHUNKS * size) * 1000,
     }
-    print(f"\nAt {rate:g} photos a second in batches of {bench.batch}\n\n| the model waits | |\n|---|---|")
+    print(f"\nAt {rate:g} photos per second in batches of {bench.batch}\n\n| the model waits | |\n|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:.3g} |")
     return found
 
 
-def side_by_side(bench: Bench, rates: tuple[float, ...]) -> dict[str, Any]:
-    """Photos a second of one, two and four workers, from the time all have begun until the first has no more."""
-    print("\n| one model's photos a second | workers | photos a second | of as many times one |\n|---|---|---|---|")
+def measure_workers(bench: Bench, rates: tuple[float, ...]) -> dict[str, Any]:
+    """Measure one, two and four workers, from when all have begun until the first has no more photos."""
+    print(
+        "\n| photos per second of one model | workers | photos per second | share of n times one |\n|---|---|---|---|"
+    )
     found: dict[str, Any] = {}
     for rate in rates:
         for workers in (1, 2, 4):
@@ -296,37 +298,37 @@ def side_by_side(bench: Bench, rates: tuple[float, ...]) -> dict[str, Any]:
             photos = make_photos(bench.folder / name / "photos", int(rate * workers * STEADY_S))
             with bench.fleet(name, workers, bench.batch / rate) as running:
                 running.enqueue(photos)
-                told = running.told().values()
-            begin = max(batches[0][0] for batches in told)
-            end = min(batches[-1][1] for batches in told)
-            done = sum(count for batches in told for _, at, count in batches if begin < at <= end)
+                by_worker = running.read_batches().values()
+            begin = max(batches[0][0] for batches in by_worker)
+            end = min(batches[-1][1] for batches in by_worker)
+            done = sum(count for batches in by_worker for _, at, count in batches if begin < at <= end)
             found[name] = done / (end - begin)
             share = found[name] / workers / found[f"workers{rate:g}x1"]
             print(f"| {rate:g} | {workers} | {found[name]:.1f} | {share:.1%} |", flush=True)
     return found
 
 
-def real_photos(bench: Bench) -> dict[str, Any]:
-    """The example photos and the demo checkpoint: from files to rows, and in a plain loop."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of both: on a busy machine, two wait for each other more than they work
+def measure_real_photos(bench: Bench) -> dict[str, Any]:
+    """Score the example photos with the demo checkpoint: from files to rows, and in a plain loop."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine, two threads wait for each other more than they work
     folder = bench.folder / "real"
     folder.mkdir()
     for path in EXAMPLES.iterdir():
         for copy in range(COPIES if path.is_file() else 0):
             shutil.copy(path, folder / f"{copy:03}-{path.name}")
     count = len(list(folder.iterdir()))
-    loop = apart(plain_loop, folder, CPU_BUDGET, True)
+    loop = run_apart(run_plain_loop, folder, CPU_BUDGET, True)
     with bench.fleet("photos", 1, 0, program=COMMAND, QSIT_BATCH_TOKENS=str(CPU_BUDGET)) as running:
         began = time.monotonic()
         running.enqueue(folder)
         took = time.monotonic() - began
     found = {
         "photos": count,
-        "plain loop, photos a second": count / loop["elapsed_s"],
-        "in the model alone, photos a second": count / loop["model_s"],
-        "from files to rows, photos a second": count / took,
-        "of the plain loop, %": 100 * loop["elapsed_s"] / took,
-        "of the model alone, %": 100 * loop["model_s"] / took,
+        "plain loop, photos per second": count / loop["elapsed_s"],
+        "model alone, photos per second": count / loop["model_s"],
+        "from files to rows, photos per second": count / took,
+        "share of the plain loop, %": 100 * loop["elapsed_s"] / took,
+        "share of the model alone, %": 100 * loop["model_s"] / took,
     }
     print("\n| real photos, demo checkpoint | |\n|---|---|")
     for name, value in found.items():
@@ -335,22 +337,22 @@ def real_photos(bench: Bench) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--parts", default="processor,pauses,workers,photos")
-    parser.add_argument("--photos", type=int, default=10_000, help="whose processor time is measured")
+    parser.add_argument("--photos", type=int, default=10_000, help="photos for `processor`")
     parser.add_argument("--batch", type=int, default=8, help="photos in a batch")
-    parser.add_argument("--rate", type=float, default=45, help="photos a second of the model that sleeps")
+    parser.add_argument("--rate", type=float, default=45, help="photos per second of the sleeping model")
     args = parser.parse_args()
     report: dict[str, Any] = {name: getattr(args, name) for name in ("database", "photos", "batch", "rate")}
-    with scratch("overhead", args.folder) as folder, databases(args.database, folder) as create:
+    with make_scratch("overhead", args.folder) as folder, run_database(args.database, folder) as create:
         server = folder / "pg" / "postmaster.pid"
         process = psutil.Process(int(server.read_text().split()[0])) if server.exists() else None
         bench = Bench(folder, create, process, args.batch)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "processor": lambda: processor(bench, args.photos),
-            "pauses": lambda: pauses(bench, args.rate),
-            "workers": lambda: side_by_side(bench, (args.rate, 400)),
-            "photos": lambda: real_photos(bench),
+            "processor": lambda: measure_processor(bench, args.photos),
+            "pauses": lambda: measure_pauses(bench, args.rate),
+            "workers": lambda: measure_workers(bench, (args.rate, 400)),
+            "photos": lambda: measure_real_photos(bench),
         }
         for part in args.parts.split(","):
             report[part] = parts[part]()

@@ -1,4 +1,4 @@
-"""Other ways to score photos with the same checkpoint: the model README's loop, and transformers in padded batches."""
+"""Score photos with transformers: in the loop of the model's README, and in padded batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ from worker.inference.tiles import Tiling
 
 class Transformers:
     """
-    The loaded model as transformers runs it, and its image processor, on Pillow: torchvision is not needed.
+    The model as transformers runs it, with the image processor for Pillow, which does not need torchvision.
 
-    Prompts are written as transformers' own processor writes them: the image's token as often as it has features.
+    As in the processor of transformers, a prompt repeats the image token once per image feature.
     """
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
@@ -34,18 +34,18 @@ class Transformers:
         self._rating_ids = self._prompts.rating_ids()
         self._tiling = Tiling.of_checkpoint(folder)
 
-    def readme_loop(self, images: Sequence[Image.Image]) -> list[float]:
-        """One photo at a time, logits of every position, as in the model's README."""
-        return [self._scored([image], [[1] * length])[0] for image, length in self._with_lengths(images)]
+    def score_one_by_one(self, images: Sequence[Image.Image]) -> list[float]:
+        """Score one photo at a time with logits of every position, as the model's README does."""
+        return [self._score([image], [[1] * length])[0] for image, length in self._with_lengths(images)]
 
-    def padded(self, images: Sequence[Image.Image]) -> list[float]:
-        """All in one batch, padded on the right, and logits of the last positions only."""
+    def score_padded(self, images: Sequence[Image.Image]) -> list[float]:
+        """Score all photos in one batch, padded on the right, with logits of the last positions only."""
         lengths = [length for _, length in self._with_lengths(images)]
         masks = [[1] * length + [0] * (max(lengths) - length) for length in lengths]
-        return self._scored(images, masks)
+        return self._score(images, masks)
 
-    def readme_answer(self, image: Image.Image, question: str, tokens: int) -> str:
-        """What the model says to a question, greedily, in exactly so many tokens, as in the model's README."""
+    def answer(self, image: Image.Image, question: str, tokens: int) -> str:
+        """Answer a question greedily in exactly `tokens` tokens, as the model's README does."""
         before, after = self._prompts.ids(question)
         ids = before + [self._image_id] * self._tiling.tokens(*image.size) + after
         pixels: BatchFeature = self._processor([image], return_tensors="pt")
@@ -65,10 +65,10 @@ class Transformers:
         return self._prompts.text_of(said[0, len(ids) :].tolist())
 
     def _with_lengths(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, int]]:
-        beside = sum(map(len, self._prompt))
-        return [(image, self._tiling.tokens(*image.size) + beside) for image in images]
+        prompt_length = sum(map(len, self._prompt))
+        return [(image, self._tiling.tokens(*image.size) + prompt_length) for image in images]
 
-    def _scored(self, images: Sequence[Image.Image], masks: Sequence[Sequence[int]]) -> list[float]:
+    def _score(self, images: Sequence[Image.Image], masks: Sequence[Sequence[int]]) -> list[float]:
         before, after = self._prompt
         lengths = [sum(mask) for mask in masks]
         ids = [
@@ -89,8 +89,8 @@ class Transformers:
                 batch_num_images=torch.tensor([1] * len(images), device=device),
                 logits_to_keep=keep,
             ).logits
-        places = range(logits.shape[1]) if isinstance(keep, int) else keep.tolist()
-        row_of = {place: row for row, place in enumerate(places)}
+        positions = range(logits.shape[1]) if isinstance(keep, int) else keep.tolist()
+        row_of = {position: row for row, position in enumerate(positions)}
         return [
             score_of(logits[index, row_of[length - 1], self._rating_ids].float().tolist()).value
             for index, length in enumerate(lengths)

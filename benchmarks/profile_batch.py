@@ -1,10 +1,10 @@
 """
-Where the time of one batch goes.
+Profile one batch.
 
     python -m benchmarks.profile_batch tiny|mini|full|FOLDER [--device cpu|cuda] [--dtype D] [--mix NAME] [--photos N]
                                        [--trace FILE]
 
-Prints the operations that take most of the device's time, as a table and a line of JSON, and writes a trace for
+Prints the operations that take most of the device's time as a table and a line of JSON. Writes a trace for
 https://ui.perfetto.dev.
 """
 
@@ -16,23 +16,24 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import checkpoints
-from benchmarks.model import MIXES, photos_of
-from worker.qsit import DTYPES, QSit
+from benchmarks.model import MIXES, make_photos
+from worker.inference.loading import DTYPES
+from worker.qsit import QSit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="tiny, mini, full, or a checkpoint's folder")
+    parser.add_argument("model", help="tiny, mini, full, or the folder of a checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--mix", default="1024x768", choices=MIXES)
     parser.add_argument("--photos", type=int, default=1, help="photos in the batch")
     parser.add_argument("--trace", type=Path, default=Path("trace.json.gz"))
     args = parser.parse_args()
-    with checkpoints.opened(args.model) as folder:
+    with checkpoints.open_checkpoint(args.model) as folder:
         model = QSit.load(str(folder), device=args.device, dtype=args.dtype)
-    prepared = [model.prepare(photo) for photo in photos_of(args.mix, args.photos)]
-    model.score(prepared)  # so that what is done once is not in the profile
+    prepared = [model.prepare(photo) for photo in make_photos(args.mix, args.photos)]
+    model.score(prepared)  # warm-up: one-time work stays out of the profile
     is_cuda = args.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiled:

@@ -1,13 +1,13 @@
 """
-What questions cost beside the rating: qsit's one look at a photo against the model README's snippets, one by one.
+Measure the cost of questions: qsit's single pass per photo against the snippets of the model's README.
 
     python -m benchmarks.questions tiny|mini|full|FOLDER [--device cpu|cuda] [--dtype D] [--size WxH] [--tokens N]
                                    [--rounds N] [--only-ours]
 
-Times, in turns, on one decoded photo: the rating alone; the rating and three questions up to their first token; the
-same with three questions that have choices; the same with N tokens of each answer; and the README's two snippets, the
-rating and then each question, with as many tokens. Random weights hardly ever end an answer. Prints a table and a line
-of JSON.
+Times these on one decoded photo, in alternating rounds: the rating alone; the rating and the first token of three
+answers; the rating and three questions with choices; the rating and N tokens of three answers; and the two snippets of
+the README, the rating and then each question, with as many tokens. Random weights hardly ever end an answer. Prints a
+table and a line of JSON.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from benchmarks import checkpoints
 from benchmarks.model import PHOTO
 from benchmarks.peers import Transformers
 from qsit.questions import BUILTIN_QUESTIONS, Question
-from worker.qsit import DTYPES, QSit, default_dtype
+from worker.inference.loading import DTYPES
+from worker.qsit import QSit, default_dtype
 
 QUESTIONS = (
     "How is the clarity of the human in this image?",
@@ -33,7 +34,8 @@ QUESTIONS = (
 )
 
 
-def ways(model: QSit, peer: Transformers | None, photo: Image.Image, tokens: int) -> dict[str, Callable[[], Any]]:
+def make_ways(model: QSit, peer: Transformers | None, photo: Image.Image, tokens: int) -> dict[str, Callable[[], Any]]:
+    """Return the calls to time, by name."""
     image = model.prepare(photo)
     with_choices: list[Question] = [question for question in BUILTIN_QUESTIONS.values() if question.choices][
         : len(QUESTIONS)
@@ -46,15 +48,15 @@ def ways(model: QSit, peer: Transformers | None, photo: Image.Image, tokens: int
     }
     if peer is not None:
         found["README, one by one"] = lambda: [
-            peer.readme_loop([photo]),
-            [peer.readme_answer(photo, question, tokens) for question in QUESTIONS],
+            peer.score_one_by_one([photo]),
+            [peer.answer(photo, question, tokens) for question in QUESTIONS],
         ]
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="tiny, mini, full, or a checkpoint's folder")
+    parser.add_argument("model", help="tiny, mini, full, or the folder of a checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--size", default="1024x768")
@@ -65,19 +67,19 @@ def main() -> None:
     dtype = args.dtype or default_dtype(args.device)
     width, height = map(int, args.size.split("x"))
     photo = Image.open(PHOTO).convert("RGB").resize((width, height))
-    with checkpoints.opened(args.model) as folder:
+    with checkpoints.open_checkpoint(args.model) as folder:
         model = QSit.load(str(folder), device=args.device, dtype=dtype)
         peer = None if args.only_ours else Transformers(folder, args.device, DTYPES[dtype])
         took: dict[str, list[float]] = {}
         for number in range(args.rounds):
-            for name, way in ways(model, peer, photo, args.tokens).items():
+            for name, way in make_ways(model, peer, photo, args.tokens).items():
                 start = time.perf_counter()
                 way()
                 took.setdefault(name, []).append(time.perf_counter() - start)
                 print(f"round {number + 1}, {name}: {took[name][-1]:.2f} s", flush=True)
     seconds = {name: statistics.median(each) for name, each in took.items()}
     alone = seconds["rating alone"]
-    print("\n| what | seconds | to the rating alone |\n|---|---|---|")
+    print("\n| work | seconds | relative to the rating alone |\n|---|---|---|")
     for name, each in seconds.items():
         print(f"| {name} | {each:.3g} | {each / alone:.2f} |")
     about = {"torch": torch.__version__, "device": args.device, "dtype": dtype, "size": args.size}

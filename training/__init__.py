@@ -1,1 +1,1 @@
-"""The recipe of the demo checkpoint: photos, lists, a trainer, figures. See README.md beside this file."""
+"""The recipe of the demo checkpoint: photos, lists, training, figures. README.md describes it."""

@@ -1,4 +1,4 @@
-"""Lists in Q-SiT's own format: what is asked about each image, what is to be said, and its mean opinion score."""
+"""Lists in Q-SiT's format: a question about each image, the right answer, and the mean opinion score."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ IMAGE = "<image>\n"
 
 @dataclass(frozen=True)
 class Entry:
-    """One question about one image; opinion: as the list has it, or None."""
+    """One question about one image. opinion: the mean opinion score, if the list has it."""
 
     image: Path
     question: str
@@ -18,28 +18,28 @@ class Entry:
     opinion: float | None
 
 
-def read(path: Path) -> list[Entry]:
+def read_list(path: Path) -> list[Entry]:
     """
-    The entries of a list: `id` is "file->MOS" or any other name, `image` lies beside the list, and `conversations`
-    holds one turn of "human" and one of "gpt".
+    Read a list. `id` is "file->MOS" or another name, `image` is relative to the list, and `conversations` has one turn
+    of "human" and one of "gpt".
 
     Raises:
-        ValueError: naming the entry, when it is another thing.
+        ValueError: when the file or an entry has another form; the message names the entry.
     """
     try:
         raws = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(raws, list):
-        raise ValueError(f"{path} holds no list of entries")
-    return [_entry(path, number, raw) for number, raw in enumerate(raws, start=1)]
+        raise ValueError(f"{path} is not a list of entries")
+    return [_parse_entry(path, number, raw) for number, raw in enumerate(raws, start=1)]
 
 
-def _entry(path: Path, number: int, raw: Any) -> Entry:
+def _parse_entry(path: Path, number: int, raw: Any) -> Entry:
     try:
         human, gpt = raw["conversations"]
         if (human["from"], gpt["from"]) != ("human", "gpt") or not human["value"].startswith(IMAGE):
-            raise ValueError("a conversation is a question that begins with <image>, and its answer")
+            raise ValueError("a conversation must be a question that begins with <image>, and its answer")
         _, arrow, opinion = str(raw["id"]).rpartition("->")
         image = path.parent / raw["image"]
         return Entry(image, human["value"].removeprefix(IMAGE), gpt["value"], float(opinion) if arrow else None)

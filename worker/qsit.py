@@ -180,7 +180,7 @@ class QSit:
         pairs = [(image, place) for image, some in enumerate(places) for place in some]
         if not pairs:
             return [[] for _ in places]
-        ids = [self._after_image(render_prompt(question)) for question in asked]
+        ids = {place: self._after_image(render_prompt(asked[place])) for place in {place for _, place in pairs}}
         looked_at = [image for image, some in enumerate(places) if some]
         rows = PrefixCache(kept, self._packing(images), looked_at, len(self._after))
         row_of = {image: row for row, image in enumerate(looked_at)}

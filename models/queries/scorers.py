@@ -1,14 +1,12 @@
 """Which models have scored photos, and the scores of one of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine, func, literal_column, select
 
 from models.db import reading
-from models.queries import pagination
-from models.queries.pagination import ResultFilter
 from models.tables import ImageRow, JobRow, ScoreRow, ScorerRow
 
 AT_ONCE = 500
@@ -52,9 +50,3 @@ def scores_of(engine: Engine, scorer_id: int, uris: Sequence[str]) -> dict[str, 
         with reading(engine) as connection:
             scores.update((row.uri, row.score) for row in connection.execute(query))
     return scores
-
-
-def every_score(engine: Engine, scorer_id: int) -> Iterator[tuple[str, float]]:
-    """URI and score of the current version of every photo that the scorer has scored."""
-    for page in pagination.pages_of_scorer(engine, ResultFilter(), scorer_id):
-        yield from ((row.uri, row.score) for row in page)

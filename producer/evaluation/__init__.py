@@ -1,1 +1,1 @@
-"""How well scores and answers agree with the opinions of people."""
+"""How well scores and answers agree with people's opinions."""

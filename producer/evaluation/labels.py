@@ -1,41 +1,25 @@
-"""The labels of a dataset: photos, each with what people think of it."""
+"""The labels of a dataset: photos, each with people's opinion of it."""
 
 import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from producer.evaluation.skipped import LeftOut
+from producer.evaluation.skipped import Skipped, SkipReason
 from qsit.errors import SourceError, UsageError
 
-PATHS = frozenset((
-    *("path", "file", "file_name", "filename", "file_path", "filepath", "name", "uri"),
-    *("image", "image_name", "image_path", "image_file", "images", "img", "img_name", "img_path", "dist_img"),
-))  # fmt: skip
-"""What columns with photos are usually called: KADID's is dist_img, Q-Bench's img_path."""
-OPINIONS = frozenset((
-    *("mos", "dmos", "mos_quality", "quality_mos", "mean_opinion_score", "opinion", "opinion_score", "gt_score"),
-    *("score", "quality", "quality_score", "rating", "label"),
-))  # fmt: skip
-"""What columns with opinions are usually called: AGIQA-3K's is mos_quality, Q-Bench's gt_score."""
+PATH_COLUMN, SCORE_COLUMN = "img_path", "gt_score"
+"""The columns of the lists of Q-Align and Q-Bench."""
 ARROW = "->"
-"""Between photo and opinion in the ids of Q-SiT's own lists."""
-
-REASONS = {
-    "no_path": "no photo is named",
-    "no_label": "there is no label",
-    "not_a_number": "the label is no number",
-}
-"""Why a row is no label."""
+"""Separates the file name from the opinion in the ids of Q-SiT's lists."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What people think of one photo; path: as the labels have it."""
+    """People's opinion of one photo; path: as the file has it."""
 
     path: str
     opinion: float
@@ -43,54 +27,56 @@ class Label:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the user names; None: to be guessed."""
+    """The names of the columns with paths and opinions; None: the default."""
 
     path: str | None = None
     opinion: str | None = None
 
-    def places(self, header: Sequence[str]) -> tuple[int, int]:
-        """Where paths and opinions are. Raises UsageError when that is not plain."""
-        path = _place(header, self.path, PATHS, "--path-column", "photos")
-        return path, _place(header, self.opinion, OPINIONS, "--score-column", "opinions")
+    def find(self, header: Sequence[str]) -> tuple[int, int]:
+        """Return the indices of both columns. Raises UsageError when the header has one of them not exactly once."""
+        return (
+            _find_column(header, self.path or PATH_COLUMN, "--path-column"),
+            _find_column(header, self.opinion or SCORE_COLUMN, "--score-column"),
+        )
 
 
 Row = tuple[object, object]
 """A path and an opinion as the file has them."""
 
 
-def read(name: str, columns: Columns, left_out: LeftOut) -> list[Label]:
+def read_labels(name: str, columns: Columns, skipped: Skipped) -> list[Label]:
     """
-    The labels of a file: CSV or TSV with a header, a JSON list of objects, or one of Q-SiT's own lists, whose entries
-    have ids such as `1.jpg->68.7`.
+    Read a CSV or TSV file with a header, a JSON list of objects, or one of Q-SiT's lists, whose entries have ids such
+    as `1.jpg->68.7`.
 
     Raises:
-        SourceError: when it cannot be read, or is no such file.
-        UsageError: when it is not plain which columns are meant.
+        SourceError: when the file cannot be read or has another format.
+        UsageError: when it does not have the columns.
     """
     try:
         text = Path(name).expanduser().read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise SourceError(f"cannot read the labels {name}: {error.strerror}") from error
     try:
-        rows = _of_json(text, columns) if text.lstrip().startswith(("[", "{")) else _of_table(text, columns)
-        return list(_labels(rows, left_out))
+        rows = _read_json(text, columns) if text.lstrip().startswith(("[", "{")) else _read_table(text, columns)
+        return list(_parse(rows, skipped))
     except (ValueError, RecursionError, csv.Error) as error:
         raise SourceError(f"cannot read the labels {name}: {error}") from error
 
 
-def _labels(rows: Iterator[Row], left_out: LeftOut) -> Iterator[Label]:
+def _parse(rows: Iterator[Row], skipped: Skipped) -> Iterator[Label]:
     for number, (path, opinion) in enumerate(rows, start=1):
         if not isinstance(path, str) or not path.strip():
-            left_out.add("no_path", f"row {number}")
+            skipped.add(SkipReason.NO_PATH, f"row {number}")
         elif opinion is None or (isinstance(opinion, str) and not opinion.strip()):
-            left_out.add("no_label", path)
-        elif (value := _number(opinion)) is None:
-            left_out.add("not_a_number", path)
+            skipped.add(SkipReason.NO_LABEL, path)
+        elif (value := _parse_number(opinion)) is None:
+            skipped.add(SkipReason.NOT_A_NUMBER, path)
         else:
             yield Label(path.strip(), value)
 
 
-def _number(opinion: object) -> float | None:
+def _parse_number(opinion: object) -> float | None:
     if isinstance(opinion, bool) or not isinstance(opinion, str | int | float):
         return None
     try:
@@ -100,20 +86,20 @@ def _number(opinion: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _of_table(text: str, columns: Columns) -> Iterator[Row]:
+def _read_table(text: str, columns: Columns) -> Iterator[Row]:
     first = next(filter(str.strip, text.splitlines()), "")
     rows = filter(None, csv.reader(io.StringIO(text, newline=""), csv.excel_tab if "\t" in first else csv.excel))
-    path, opinion = columns.places(next(rows, []))
+    path, opinion = columns.find([name.strip() for name in next(rows, [])])
     for row in rows:
         cells = row + [""] * max(path, opinion)
         if any(row):
             yield cells[path], cells[opinion]
 
 
-def _of_json(text: str, columns: Columns) -> Iterator[Row]:
+def _read_json(text: str, columns: Columns) -> Iterator[Row]:
     entries = json.loads(text)
     if not isinstance(entries, list):
-        raise ValueError("it is JSON, but no list")
+        raise ValueError("it is JSON but not a list")
     objects = [entry if isinstance(entry, dict) else {} for entry in entries]
     if columns == Columns() and any(ARROW in str(entry.get("id")) for entry in objects):
         for entry in objects:
@@ -121,24 +107,13 @@ def _of_json(text: str, columns: Columns) -> Iterator[Row]:
             yield entry.get("image") or path, opinion if path else None
         return
     keys = list(dict.fromkeys(key for entry in objects for key in entry))
-    path_place, opinion_place = columns.places(keys) if entries else (0, 0)
+    path_index, opinion_index = columns.find(keys) if entries else (0, 0)
     for entry in objects:
-        yield entry.get(keys[path_place]), entry.get(keys[opinion_place])
+        yield entry.get(keys[path_index]), entry.get(keys[opinion_index])
 
 
-def _place(header: Sequence[str], named: str | None, usual: frozenset[str], option: str, what: str) -> int:
-    if named is None:
-        found = [place for place, name in enumerate(header) if _plain(name) in usual]
-    else:
-        found = [place for place, name in enumerate(header) if name == named]
-    if len(found) == 1:
-        return found[0]
-    there_are = f"the labels have {', '.join(header) or 'no header line'}"
-    if named is not None:
-        raise UsageError(f"{option} {named}: {there_are}")
-    several = "more than one column may have" if found else "no column is plainly the one with"
-    raise UsageError(f"{several} the {what}; name it with {option}: {there_are}")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
+def _find_column(header: Sequence[str], name: str, option: str) -> int:
+    if header.count(name) == 1:
+        return header.index(name)
+    many = "more than one column" if name in header else "no column"
+    raise UsageError(f"the labels have {many} {name}; set {option} to one of: {', '.join(header) or '(no header)'}")

@@ -1,11 +1,9 @@
-"""From the photos of labels to those that have scores."""
+"""Matching labels with the scores of their photos, by path."""
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -13,40 +11,13 @@ from models.db import sanitize_text
 from models.queries import scorers
 from models.queries.scorers import ScorerInUse
 from producer.evaluation.labels import Label
-from producer.evaluation.skipped import LeftOut
+from producer.evaluation.skipped import SkipReason
 from qsit.sources.uris import S3_SCHEME, local_path, path_of, uri_of
-
-REASONS = {
-    "missing": "no file is there, and no scored photo has the name",
-    "not_scored": "the photo has no such score",
-    "ambiguous": "more than one photo of that name is scored or labelled",
-    "repeated": "the photo has that label already",
-    "contradictory": "the photo has labels that differ",
-}
-"""Why a label is not used."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """
-    Where the photo of a label may be.
-
-    uris: that it may have, the likeliest first; file: the one that is there; name: of the file.
-    """
-
-    uris: tuple[str, ...]
-    file: Path | None
-    name: str
-
-    @property
-    def is_in_s3(self) -> bool:
-        """Whether it is where only a worker can tell that nothing is there."""
-        return bool(self.uris) and self.uris[0].startswith(S3_SCHEME)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo's score and what people think of it."""
+    """A photo's score and people's opinion of it."""
 
     uri: str
     score: float
@@ -54,130 +25,85 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Joined:
-    """What was found of one scorer, and the labels without it."""
+class Matches:
+    """The pairs of one scorer, and the paths of the labels without a pair."""
 
     scorer: ScorerInUse
     pairs: list[Pair]
-    left_out: LeftOut
+    skipped: list[tuple[SkipReason, str]]
 
     @property
     def scores(self) -> list[float]:
-        """Of the photos, in their order."""
         return [pair.score for pair in self.pairs]
 
     @property
     def opinions(self) -> list[float]:
-        """Of the photos, in the same order."""
         return [pair.opinion for pair in self.pairs]
 
 
-def place_of(path: str, images: str) -> Place:
+def find_uris(path: str, images: str) -> tuple[str, ...]:
     """
-    Where the photo is that labels call `path`: an absolute path, an s3:// or file:// URI, or below `images`, a folder
-    or a place in S3, with its own folders or without.
+    Return the URIs that a photo can be scored under: as named, and with links resolved. Empty for a name that no photo
+    can have.
+
+    path: an absolute path, a file:// or s3:// URI, or a path below `images`, a folder or an s3:// URI.
     """
-    name = os.path.basename(path)
-    if path.startswith(S3_SCHEME) or (images.startswith(S3_SCHEME) and not os.path.isabs(path) and "://" not in path):
-        below = images.rstrip("/") + "/"
-        uris = (path,) if path.startswith(S3_SCHEME) else (below + path, below + name)
-        return Place(tuple(filter(_can_be_asked_for, dict.fromkeys(uris))), None, name)
-    try:
-        return _local_place(path_of(path) if path.startswith("file:///") else Path(path), images)
-    except ValueError:  # of a name that no file can have
-        return Place((), None, name)
+    if not path.startswith((S3_SCHEME, "file:///", "/")) and images.startswith(S3_SCHEME):
+        path = f"{images.rstrip('/')}/{path}"
+    if path.startswith(S3_SCHEME):
+        uris = [path]
+    else:
+        try:
+            file = find_path(path, images)
+            uris = [uri_of(file), uri_of(os.path.realpath(file))]
+        except ValueError:  # a NUL, or a character that no file name has
+            uris = []
+    return tuple(uri for uri in dict.fromkeys(uris) if sanitize_text(uri) == uri)
 
 
-def _local_place(path: Path, images: str) -> Place:
-    folder = Path() if images.startswith(S3_SCHEME) else local_path(images)
-    files = [Path(os.path.abspath(folder / path)), folder / path.name]
-    file = next(filter(os.path.isfile, files), None)
-    if file is not None:
-        files = [file, Path(os.path.realpath(file))]
-    return Place(tuple(dict.fromkeys(map(uri_of, files))), file, path.name)
+def find_path(path: str, folder: str) -> str:
+    """Return the absolute path of a local photo. `path` is absolute, a file:// URI, or below the folder."""
+    if path.startswith("file:///"):
+        return str(path_of(path))
+    return path if os.path.isabs(path) else os.path.abspath(local_path(folder) / path)
 
 
-def _can_be_asked_for(uri: str) -> bool:
-    return sanitize_text(uri) == uri
-
-
-def join_newest(
-    engine: Engine, candidates: Sequence[ScorerInUse], labels: Sequence[Label], places: dict[str, Place]
-) -> Joined:
-    """Join with the first of the scorers that has scored a labelled photo; with the very first if none has."""
-    tried = (join(engine, scorer, labels, places) for scorer in candidates)
+def match_newest(
+    engine: Engine, candidates: Sequence[ScorerInUse], labels: Sequence[Label], uris: Mapping[str, Sequence[str]]
+) -> Matches:
+    """Match with the first scorer that has scored a labelled photo, or with the first of all when none has."""
+    tried = (match(engine, scorer, labels, uris) for scorer in candidates)
     first = next(tried)
-    return first if first.pairs else next((joined for joined in tried if joined.pairs), first)
+    return first if first.pairs else next((matches for matches in tried if matches.pairs), first)
 
 
-def join(engine: Engine, scorer: ScorerInUse, labels: Sequence[Label], places: dict[str, Place]) -> Joined:
-    """The labelled photos that the scorer has scored; `places` has the place of each path."""
-    left_out = LeftOut(REASONS, "row")
-    uris = dict.fromkeys(uri for place in places.values() for uri in place.uris)
-    scores = scorers.scores_of(engine, scorer.id, list(uris))
+def match(engine: Engine, scorer: ScorerInUse, labels: Sequence[Label], uris: Mapping[str, Sequence[str]]) -> Matches:
+    """
+    Match labels with the scores of one scorer. Of a photo with several equal labels, one counts; of a photo with
+    different labels, none does.
+
+    uris: the URIs of each path of the labels.
+    """
+    scores = scorers.scores_of(engine, scorer.id, list(dict.fromkeys(uri for some in uris.values() for uri in some)))
     labels_of: dict[str, list[Label]] = defaultdict(list)  # by URI
-    others: list[Label] = []
+    matches = Matches(scorer, [], [])
     for label in labels:
-        uri = next((uri for uri in places[label.path].uris if uri in scores), None)
-        if uri is None:
-            others.append(label)
-        else:
+        uri = next((uri for uri in uris[label.path] if uri in scores), None)
+        if uri is not None:
             labels_of[uri].append(label)
-    pairs = [pair for uri in labels_of for pair in _pair(uri, scores[uri], labels_of[uri], left_out)]
-    pairs += _join_by_name(engine, scorer, others, places, set(labels_of), left_out)
-    return Joined(scorer, pairs, left_out)
-
-
-def _join_by_name(
-    engine: Engine,
-    scorer: ScorerInUse,
-    labels: list[Label],
-    places: dict[str, Place],
-    taken: set[str],
-    left_out: LeftOut,
-) -> Iterator[Pair]:
-    """Join what is scored under another folder than the labels say, unless it is another photo of that name."""
-    if not labels:
-        return
-    named: dict[str, dict[str, float]] = {places[label.path].name: {} for label in labels}
-    for uri, score in scorers.every_score(engine, scorer.id):
-        if (name := _name_of(uri)) in named and uri not in taken:
-            named[name][uri] = score
-    labels_of: dict[str, list[Label]] = defaultdict(list)
-    for label in labels:
-        place = places[label.path]
-        found = [uri for uri in named[place.name] if place.file is None or _is_file(uri, place.file)]
-        if len(found) == 1:
-            labels_of[found[0]].append(label)
-        elif found:
-            left_out.add("ambiguous", label.path)
         else:
-            is_missing = place.file is None and not place.is_in_s3
-            left_out.add("missing" if is_missing else "not_scored", label.path)
+            reason = SkipReason.NOT_SCORED if _may_exist(uris[label.path]) else SkipReason.MISSING
+            matches.skipped.append((reason, label.path))
     for uri, some in labels_of.items():
-        if len({label.path for label in some}) > 1:
-            for label in some:
-                left_out.add("ambiguous", label.path)
-        else:
-            yield from _pair(uri, named[_name_of(uri)][uri], some, left_out)
+        first, *others = some
+        agree = all(label.opinion == first.opinion for label in others)
+        if agree:
+            matches.pairs.append(Pair(uri, scores[uri], first.opinion))
+        reason = SkipReason.REPEATED if agree else SkipReason.CONTRADICTORY
+        matches.skipped.extend((reason, label.path) for label in (others if agree else some))
+    return matches
 
 
-def _pair(uri: str, score: float, labels: list[Label], left_out: LeftOut) -> Iterator[Pair]:
-    """One label of a photo is used; of several none, unless they say the same."""
-    first, *others = labels
-    agree = all(label.opinion == first.opinion for label in others)
-    if agree:
-        yield Pair(uri, score, first.opinion)
-    for label in others if agree else labels:
-        left_out.add("repeated" if agree else "contradictory", label.path)
-
-
-def _name_of(uri: str) -> str:
-    last = uri.rpartition("/")[2]
-    return path_of(last).name if uri.startswith("file://") and "%" in last else last
-
-
-def _is_file(uri: str, file: Path) -> bool:
-    with suppress(OSError, ValueError):
-        return uri.startswith("file://") and os.path.samefile(path_of(uri), file)
-    return False
+def _may_exist(uris: Sequence[str]) -> bool:
+    """Return whether a photo exists. Only a worker can tell that for S3."""
+    return any(uri.startswith(S3_SCHEME) or os.path.isfile(path_of(uri)) for uri in uris)

@@ -1,4 +1,4 @@
-"""The four figures against scipy, and what cannot be computed."""
+"""The four figures against scipy, and input for which they cannot be computed."""
 
 import random
 import subprocess
@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from producer.evaluation import published
-from producer.evaluation.metrics import Agreement, agreement, statistics
+from producer.evaluation.metrics import Agreement, import_stats, measure_agreement
 from qsit.errors import QsitError
 
 
-def columns(count: int, *, ties: bool) -> tuple[list[float], list[float]]:
+def make_columns(count: int, *, ties: bool) -> tuple[list[float], list[float]]:
     chance = random.Random(count)
     scores = [chance.random() for _ in range(count)]
     opinions = [100 * score + chance.gauss(0, 20) for score in scores]
@@ -24,10 +23,10 @@ def columns(count: int, *, ties: bool) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("count", [3, 10, 1000])
-def test_the_figures_are_scipys(count: int, ties: bool) -> None:
-    scores, opinions = columns(count, ties=ties)
+def test_the_figures_equal_those_of_scipy(count: int, ties: bool) -> None:
+    scores, opinions = make_columns(count, ties=ties)
 
-    found = agreement(scores, opinions)
+    found = measure_agreement(scores, opinions)
 
     assert found.n == count
     assert found.srcc == stats.spearmanr(scores, opinions).statistic
@@ -39,12 +38,12 @@ def test_the_figures_are_scipys(count: int, ties: bool) -> None:
     assert found.notes == ()
 
 
-def test_low_opinions_can_be_good_ones() -> None:
-    scores, opinions = columns(100, ties=True)
+def test_lower_can_be_better() -> None:
+    scores, opinions = make_columns(100, ties=True)
 
-    found = agreement(scores, [-opinion for opinion in opinions], lower_is_better=True)
+    found = measure_agreement(scores, [-opinion for opinion in opinions], lower_is_better=True)
 
-    assert found == agreement(scores, opinions)
+    assert found == measure_agreement(scores, opinions)
     assert found.srcc is not None
     assert found.srcc > 0
 
@@ -52,21 +51,23 @@ def test_low_opinions_can_be_good_ones() -> None:
 @pytest.mark.parametrize(
     ("scores", "opinions", "expected"),
     [
-        ([], [], Agreement(0, notes=("SRCC, PLCC, KRCC and RMSE need two photos at least: there is none",))),
-        ([0.5], [3.0], Agreement(1, notes=("SRCC, PLCC, KRCC and RMSE need two photos at least: there is 1",))),
+        ([], [], Agreement(0, notes=("SRCC, PLCC, KRCC and RMSE need at least two photos, found 0",))),
+        ([0.5], [3.0], Agreement(1, notes=("SRCC, PLCC, KRCC and RMSE need at least two photos, found 1",))),
         (
-            [0.1, 0.2], [3.0, 3.0],
+            [0.1, 0.2],
+            [3.0, 3.0],
             Agreement(2, notes=("SRCC, PLCC, KRCC and RMSE cannot be computed: every label is 3",)),
         ),
         (
-            [0.5, 0.5, 0.5, 0.5], [1.0, 3.0, 3.0, 1.0],
+            [0.5, 0.5, 0.5, 0.5],
+            [1.0, 3.0, 3.0, 1.0],
             Agreement(4, rmse=1.0, notes=("SRCC, PLCC and KRCC cannot be computed: every score is 0.5",)),
         ),
         ([0.1, 0.9], [1.0, 3.0], Agreement(2, 1.0, 1.0, 1.0, 0.0)),
     ],
-)  # fmt: skip
-def test_columns_that_say_little(scores: list[float], opinions: list[float], expected: Agreement) -> None:
-    found = agreement(scores, opinions)
+)
+def test_impossible_figures_are_none(scores: list[float], opinions: list[float], expected: Agreement) -> None:
+    found = measure_agreement(scores, opinions)
 
     assert found.notes == expected.notes
     assert found.has_figures is expected.has_figures
@@ -74,22 +75,22 @@ def test_columns_that_say_little(scores: list[float], opinions: list[float], exp
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
 
 
-def test_numbers_that_overflow_are_told() -> None:
-    found = agreement([0.1, 0.2, 0.3], [1e308, -1e308, 1.5e308])
+def test_overflow_is_reported() -> None:
+    found = measure_agreement([0.1, 0.2, 0.3], [1e308, -1e308, 1.5e308])
 
     assert found.srcc == pytest.approx(0.5)
     assert found.rmse is None
     assert found.notes[0].endswith("cannot be computed: the numbers are too large, or differ by too little")
 
 
-def test_without_scipy_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
 
     with pytest.raises(QsitError, match=r"pip install 'qsit\[evaluate\]'"):
-        statistics()
+        import_stats()
 
 
-def test_scipy_is_imported_for_figures_only() -> None:
+def test_scipy_is_imported_only_for_figures() -> None:
     code = (
         "import sys, producer.cli.commands, producer.submit, producer.score, producer.evaluation.scores,"
         "producer.evaluation.answers, models.queries.results;"
@@ -99,27 +100,3 @@ def test_scipy_is_imported_for_figures_only() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("name", "dataset"),
-    [
-        ("koniq10k_scores_and_distributions.csv", "KonIQ"),
-        ("test_koniq.json", "KonIQ"),
-        ("SPAQ.csv", "SPAQ"),
-        ("MOS and Image attribute scores, spaq.csv", "SPAQ"),
-        ("livec.json", "LIVE-C"),
-        ("LIVE-C.tsv", "LIVE-C"),
-        ("AGIQA-3K.csv", "AGIQA-3K"),
-        ("agiqa3k_labels.csv", "AGIQA-3K"),
-        ("kadid10k.csv", "KADID"),
-        ("kadid.json", "KADID"),
-        ("train_koniq_spaq_mix.json", None),
-        ("livecam.csv", None),
-        ("agiqa-1k.csv", None),
-        ("live.csv", None),
-        ("dmos.csv", None),
-    ],
-)
-def test_datasets_are_known_by_plain_names(name: str, dataset: str | None) -> None:
-    assert published.dataset_in(name) == dataset
