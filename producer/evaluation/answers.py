@@ -12,7 +12,7 @@ from rich.console import Console
 from producer.evaluation import ask, llvisionqa, matching, published
 from producer.evaluation.llvisionqa import Item, Tally
 from producer.evaluation.skipped import LeftOut
-from producer.exit_codes import COULD_NOT_RUN, OK
+from producer.exit_codes import ExitCode
 from producer.formatting import DEMO_NOTE, count
 from qsit import checkpoints
 from qsit.errors import ImageError, UsageError
@@ -59,7 +59,7 @@ def evaluate_answers(
         click.echo(json.dumps(_record(tally, name, revision, left_out)))
     else:
         click.echo("\n".join(_table(tally, name, revision)))
-    return OK if tally.asked else COULD_NOT_RUN
+    return ExitCode.OK if tally.asked else ExitCode.COULD_NOT_RUN
 
 
 def _found(item: Item, folder: str, left_out: LeftOut) -> Path | None:

@@ -19,7 +19,7 @@ from producer.evaluation.labels import Columns
 from producer.evaluation.matching import Joined, Place
 from producer.evaluation.metrics import FIGURES, Agreement, agreement, statistics
 from producer.evaluation.skipped import LeftOut
-from producer.exit_codes import COULD_NOT_RUN, HAS_FAILURES, OK
+from producer.exit_codes import ExitCode
 from producer.formatting import DEMO_NOTE
 from qsit import checkpoints
 from qsit.errors import QsitError, UsageError
@@ -54,7 +54,7 @@ def evaluate_scores(
         model = checkpoints.full_name(model or chosen.model)
         revision = checkpoints.resolve(model, revision)
         if not _score(chosen, places.values(), model, revision, as_stored=as_stored):
-            return COULD_NOT_RUN
+            return ExitCode.COULD_NOT_RUN
     engine = db.open_ledger(chosen.database_url)
     candidates = _scorers(engine, model, revision, job, procedure)
     joined = matching.join_newest(engine, candidates, found, places)
@@ -68,7 +68,7 @@ def evaluate_scores(
         click.echo(json.dumps(_record(result, joined, left_out, known, lower_is_better=lower_is_better)))
     else:
         click.echo("\n".join(_table(result, joined.scorer, known)))
-    return OK if result.has_figures else COULD_NOT_RUN
+    return ExitCode.OK if result.has_figures else ExitCode.COULD_NOT_RUN
 
 
 def _score(chosen: Settings, places: Iterable[Place], model: str, revision: str, *, as_stored: bool) -> bool:
@@ -86,7 +86,7 @@ def _score(chosen: Settings, places: Iterable[Place], model: str, revision: str,
         request = Request(
             files_from=file.name, null_separated=True, model=model, revision=revision, as_stored=as_stored
         )
-        return score(chosen, request, Console(stderr=True), "0-1") in (OK, HAS_FAILURES)
+        return score(chosen, request, Console(stderr=True), "0-1") in (ExitCode.OK, ExitCode.HAS_FAILURES)
 
 
 def _source(place: Place) -> str | None:
