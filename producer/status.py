@@ -76,10 +76,10 @@ def obstacles(status: Status) -> Iterator[tuple[str, str]]:
     if progress.left and not status.serving:
         yield "unserved", f"no worker serves the job; {_how_to_serve(status)}"
     for silence in status.silences:
-        silent = "unknown" if silence.quiet_s is None else f"silent for {duration(silence.quiet_s)}"
+        heard = "is unknown" if silence.quiet_s is None else f"has been silent for {duration(silence.quiet_s)}"
         chunks = count(silence.chunks, "chunk")
         left = duration(silence.left_s)
-        yield f"silent {silence.owner}", f"worker {silence.owner} is {silent}; other workers get its {chunks} in {left}"
+        yield f"silent {silence.owner}", f"worker {silence.owner} {heard}; other workers get its {chunks} in {left}"
 
 
 def _how_to_serve(status: Status) -> str:

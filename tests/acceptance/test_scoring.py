@@ -167,7 +167,7 @@ def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(
         assert process.wait(60) == status
 
     words = log.read_text()
-    assert "run the same command again to go on" in words
+    assert "run the same command again to continue" in words
     assert "Traceback" not in words
     assert family(sqlite_url) == []
     assert 0 < scores_in(sqlite_url) < 200

@@ -1,5 +1,6 @@
 """The command line: its README, its mistakes, and what it imports."""
 
+import os
 import re
 import subprocess
 import sys
@@ -242,6 +243,19 @@ def test_closed_and_full_streams_end_in_order(tmp_path: Path, redirection: str, 
 
     assert (done.returncode, done.stderr.strip().startswith(words)) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["questions"], ["results", "--format", "csv"]])
+def test_a_closed_pipe_is_silent_and_no_failure(tmp_path: Path, arguments: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    done = subprocess.run([QSIT, *arguments], env=environment(url, {}), stdout=writer, stderr=subprocess.PIPE)
+
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_interrupt_while_it_is_still_starting_is_quiet() -> None:
