@@ -1,77 +1,17 @@
-"""The command line: its README, its mistakes, and what it imports."""
+"""The command line: its mistakes, its streams, and what it imports."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 
 from migrations.upgrade import upgrade
-from producer.cli.commands import cli
 from producer.cli.main import run
 from producer.interrupts import Interrupted
-from tests.support.paths import ROOT
 from tests.support.programs import QSIT, environment
 from tests.support.records import HOSTILE
-
-README = (ROOT / "README.md").read_text()
-
-
-def commands(group: click.Group, prefix: str = "qsit") -> dict[str, click.Command]:
-    found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
-        path = f"{prefix} {name}"
-        found |= commands(command, path) if isinstance(command, click.Group) else {path: command}
-    return found
-
-
-def options(command: click.Command) -> set[str]:
-    return {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
-
-
-def test_every_command_and_option_is_in_the_readme() -> None:
-    for path, command in commands(cli).items():
-        assert f"`{path}" in README or f"{path} " in README, path
-        for name in options(command):
-            assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", README), (path, name)
-
-
-def test_every_command_and_option_of_the_readme_exists() -> None:
-    known = commands(cli)
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.S) + re.findall(r"`([^`\n]+)`", README)
-    used = {name for block in blocks for name in re.findall(r"(?:^|\s)qsit ((?:db )?[a-z]+)", block)}
-    assert used >= {
-        "score",
-        "submit",
-        "questions",
-        "worker",
-        "status",
-        "wait",
-        "recover",
-        "failures",
-        "results",
-        "db upgrade",
-    }
-    assert {f"qsit {name}" for name in used} <= set(known)
-    every = set().union(*(options(command) for command in known.values())) | {"--help", "--version"}
-    named = {name for block in blocks for name in re.findall(r"(?<![\w-])--[a-z][a-z-]+", block)}
-    assert named <= every, named - every
-
-
-def test_every_setting_is_in_the_readme_and_the_other_way_round() -> None:
-    from qsit.settings import Settings
-
-    ours = {f"QSIT_{name}".upper() for name in Settings.model_fields if not name.startswith("private_")}
-    assert ours == set(re.findall(r"QSIT_[A-Z0-9_]+[A-Z]", README))
-
-
-def test_every_reason_is_in_the_readme() -> None:
-    from qsit.states import Reason
-
-    assert all(f"`{reason}`" in README for reason in Reason)
 
 
 def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:

@@ -3,26 +3,23 @@
 import csv
 import io
 import json
-import re
 import subprocess
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-from models.db import reading
 from models.queries.answers import AnswerRecord
 from models.queries.failures import Failure
 from models.queries.results import Result
 from producer import export
-from qsit.questions import LEVELS, Answer
+from qsit.questions import Answer
 from qsit.rating import WORDS
 from qsit.sources.uris import uri_of
 from qsit.states import Reason
-from tests.models.test_answers import ASKING, SHARP, WHY, to, work
-from tests.producer.test_cli import README
+from tests.models.test_answers import ASKING, WHY, to, work
 from tests.support.ledger import listed, photos
 from tests.support.programs import QSIT, environment, run
 from tests.support.records import HOSTILE, RESULT
@@ -196,15 +193,3 @@ def test_answers_in_any_language_are_written_in_any_locale(engine: Engine, datab
     assert table.count("overall: He said") == table.count("sharpness: low") == 2
     lines = run("results", "--answers", "--format", "jsonl", database_url=database_url).stdout.splitlines()
     assert [len(json.loads(line)["answers"]) for line in lines] == [2, 2, 0]
-
-
-def test_the_sql_of_the_readme_finds_what_it_says(engine: Engine) -> None:
-    [example] = re.findall(r"```sql\n(.*?)```", README, re.S)
-    listed(engine, photos(2), ASKING)
-    asked = replace(SHARP, choices=LEVELS)
-    listed(engine, photos(3), replace(ASKING, key="levels", questions=(asked,)))
-    work(engine, answer=lambda each: Answer("acceptable" if each == asked else "low", probabilities=(1.0,)))
-    with reading(engine) as connection:
-        rows = connection.execute(text(example)).all()
-
-    assert [row.answer for row in rows] == ["low", "low"]

@@ -1,7 +1,6 @@
 """Which questions can be asked, and how each mistake is reported."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ from producer import question_files
 from producer.cli.main import run
 from qsit.errors import UsageError
 from qsit.questions import BUILTIN_QUESTIONS, Question
-from tests.support.paths import ROOT
 
-README = (ROOT / "README.md").read_text()
 FACES = '[[question]]\nname = "faces"\ntext = "Are the faces sharp?"\nchoices = ["yes", "no"]\n'
 
 
@@ -44,12 +41,6 @@ def test_questions_from_a_file_follow_those_from_the_command_line(tmp_path: Path
         Question("faces", "Are the faces sharp?", ("yes", "no"), 50),
         Question("why", "Why?\nIn short.", (), 50),
     )
-
-
-def test_the_file_of_the_readme_is_one(tmp_path: Path) -> None:
-    [example] = re.findall(r"```toml\n(.*?)```", README, re.S)
-
-    assert [question.name for question in of_file(tmp_path, example)] == ["faces", "advice"]
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
