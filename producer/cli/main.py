@@ -31,9 +31,14 @@ def run(arguments: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names leave as the bytes that they are
     try:
-        status = cli.main(arguments, prog_name="qsit", standalone_mode=False)
+        if "_QSIT_COMPLETE" in os.environ:
+            cli.main(prog_name="qsit")  # completes a word for a shell, and exits
+        with cli.make_context("qsit", arguments) as context:  # cli.main would end with 1 on a closed pipe
+            status = cli.invoke(context)
         sys.stdout.flush()
         return status if isinstance(status, int) else ExitCode.OK
+    except click.exceptions.Exit as ended:  # of --help and --version
+        return ended.exit_code
     except click.ClickException as error:
         error.show(text := io.StringIO())  # which may name an argument, and so a file
         click.echo("\n".join(map(in_one_line, text.getvalue().split("\n"))), err=True, nl=False)
@@ -46,23 +51,13 @@ def run(arguments: list[str]) -> int:
         return ExitCode.WRONG_USAGE
     except Interrupted as interrupted:
         return interrupted.exit_status
-    except SystemExit as ended:  # how click ends on a closed pipe
-        if not isinstance(ended.__context__, BrokenPipeError):
-            raise
-        _discard_stdout()
-        return ExitCode.OK
     except OSError as error:
-        _discard_stdout()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain when it flushes stdout
         if isinstance(error, BrokenPipeError):
             return ExitCode.OK
         where = in_one_line(str(error.filename or "writing the output"))
         click.echo(f"qsit: {where}: {error.strerror}", err=True)
         return ExitCode.COULD_NOT_RUN
-
-
-def _discard_stdout() -> None:
-    """Without this, the interpreter would fail to flush stdout at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _open_closed_streams() -> None:

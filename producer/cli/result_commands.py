@@ -43,7 +43,7 @@ def questions(form: str) -> int:
 @options.job
 @options.output_format("table", "jsonl", "csv")
 def failures(job: str | None, form: str) -> int:
-    """List the failed photos of a job (default: the latest), each with its reason."""
+    """List the failed photos of a job (default: the latest), and why."""
     engine = db.open_ledger(settings.load().database_url)
     export.write_failures(list_failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
     return ExitCode.OK
@@ -80,7 +80,10 @@ def results(
     output: Path | None,
     **filters: Any,
 ) -> int:
-    """Show the score of the current version of each photo, worst first."""
+    """Show the scores of photos, the worst first.
+
+    Each photo is shown at its current version.
+    """
     engine = db.open_ledger(settings.load().database_url)
     wanted = ResultFilter(
         under=None if under is None else uris.prefix_of(under),

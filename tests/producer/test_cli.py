@@ -185,7 +185,7 @@ def test_closed_and_full_streams_end_in_order(tmp_path: Path, redirection: str, 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["questions"], ["results", "--format", "csv"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["questions"], ["wait", "--help"], ["results"]])
 def test_a_closed_pipe_is_silent_and_no_failure(tmp_path: Path, arguments: list[str]) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     upgrade(url)
