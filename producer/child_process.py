@@ -26,12 +26,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> "subpro
         command = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command]
     with log.open("wb") as output:
         return subprocess.Popen(  # noqa: S603 -- our own programs
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
         )
 
 

@@ -83,12 +83,7 @@ class ScoreRun:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        lister: Lister,
-        printer: NoticePrinter,
-        lease_s: float,
-        private_url: str | None,
+        self, engine: Engine, lister: Lister, printer: NoticePrinter, lease_s: float, private_url: str | None
     ) -> None:
         job = lister.job
         self._engine = engine

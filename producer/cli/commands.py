@@ -161,11 +161,7 @@ def _wait(
     return exit_status(progress)
 
 
-for command in (
-    *job_commands.COMMANDS,
-    *result_commands.COMMANDS,
-    evaluate,
-):
+for command in (*job_commands.COMMANDS, *result_commands.COMMANDS, evaluate):
     cli.add_command(command)
 
 

@@ -45,23 +45,17 @@ def request_options(command: F) -> F:
 def _request_options() -> tuple[Callable[[F], F], ...]:
     return (
         click.argument("sources", nargs=-1, metavar="SOURCE..."),
-        click.option(
-            "--name", callback=_check_name, help="Give the job a name. The same name again returns the same job."
-        ),
+        click.option("--name", callback=_check_name, help="Name the job. The same name again returns the same job."),
         click.option(
             "--model",
             metavar="MODEL",
             help="Use this model: a Hub id, a folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]",
         ),
         click.option(
-            "--revision",
-            help="Use this commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]",
+            "--revision", help="Use this commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"
         ),
         click.option(
-            "--ask",
-            multiple=True,
-            metavar="TEXT",
-            help="Ask this question about each photo: a name from `qsit questions`, or any text. Repeatable.",
+            "--ask", multiple=True, metavar="TEXT", help="Ask a ready question by name, or any text. Repeatable."
         ),
         click.option("--ask-file", metavar="FILE", help="Ask the questions in this TOML file."),
         click.option(
@@ -79,16 +73,9 @@ def _request_options() -> tuple[Callable[[F], F], ...]:
         ),
         click.option("--rescore", is_flag=True, help="Score and ask again, also photos that have a score and answers."),
         click.option(
-            "--as-stored",
-            is_flag=True,
-            help="Take pixels as they are in the file: not rotated, no colour profile applied.",
+            "--as-stored", is_flag=True, help="Take pixels as stored: not rotated, no colour profile applied."
         ),
-        click.option(
-            "--exclude",
-            multiple=True,
-            metavar="GLOB",
-            help="Skip files and folders whose name, path or URI matches. Repeatable.",
-        ),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Skip matching files and folders. Repeatable."),
         click.option("--files-from", metavar="FILE|-", help="Read sources from this file, one per line."),
         click.option("--column", metavar="NAME", help="Read the sources from this column of a CSV or TSV file."),
         click.option("-0", "null_separated", is_flag=True, help="Sources in the file are separated by NUL bytes."),

@@ -111,10 +111,7 @@ def test_an_empty_folder_is_reported_with_the_endings_of_its_files(
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [
-        ("QSIT_DATABASE_URL", "mysql://me:secret@host/x"),
-        ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x"),
-    ],
+    [("QSIT_DATABASE_URL", "mysql://me:secret@host/x"), ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x")],
 )
 def test_passwords_are_not_shown(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str

@@ -76,10 +76,7 @@ def test_the_summary() -> None:
             Status(replace(ACTIVE, is_listed=False, queued=0), {}, None, [], []),
             "its listing was interrupted; run the same command again to complete it",
         ),
-        (
-            Status(ACTIVE, {}, None, [], []),
-            "no worker serves the job; start one: qsit worker --model m --root FOLDER",
-        ),
+        (Status(ACTIVE, {}, None, [], []), "no worker serves the job; start one: qsit worker --model m --root FOLDER"),
         (
             Status(replace(ACTIVE, queued=0), {}, None, [], [Silence("far:1:2", 2, 95.0, 40.0)]),
             "worker far:1:2 has been silent for 1 min 35 s; other workers get its 2 chunks in 40 s",

@@ -86,11 +86,7 @@ def test_a_listing_that_another_process_gave_up_is_taken_over_in_turns(engine: E
     taken_over: list[float] = []
 
     JobMonitor(
-        engine,
-        job,
-        printer_to(io.StringIO()),
-        lambda _: None,
-        take_over=lambda: taken_over.append(clock.now),
+        engine, job, printer_to(io.StringIO()), lambda _: None, take_over=lambda: taken_over.append(clock.now)
     ).wait_until_done()
 
     assert len(taken_over) == 3

@@ -12,10 +12,26 @@ from qsit.states import JobState, Reason, WorkerState
 from tests.support.records import HOSTILE
 
 PROGRESS = Progress(
-    job=7, name="night", state=JobState.ACTIVE, model="m", revision="r1", procedure="p", is_listed=True, skipped=100,
-    skipped_failed=3, queued=700, running=20, scored=80, failed=2, cancelled=0, max_failed="0", private=False,
-    is_being_listed=False, created_at=datetime(2026, 1, 2, tzinfo=UTC), finished_at=None,
-)  # fmt: skip
+    job=7,
+    name="night",
+    state=JobState.ACTIVE,
+    model="m",
+    revision="r1",
+    procedure="p",
+    is_listed=True,
+    skipped=100,
+    skipped_failed=3,
+    queued=700,
+    running=20,
+    scored=80,
+    failed=2,
+    cancelled=0,
+    max_failed="0",
+    private=False,
+    is_being_listed=False,
+    created_at=datetime(2026, 1, 2, tzinfo=UTC),
+    finished_at=None,
+)
 WORKER = WorkerInfo("host:1:2", "", "m", "r1", "cuda:0", "float16", WorkerState.READY, 3.0, None, 0.5)
 GOING = Status(PROGRESS, {Reason.CORRUPT: 2}, 12.0, [WORKER], [])
 
@@ -47,8 +63,14 @@ def test_json_has_every_count() -> None:
 
     counts = {name: row[name] for name in ("listed", "skipped", "queued", "running", "scored", "failed", "cancelled")}
     assert counts == {
-        "listed": 905, "skipped": 100, "queued": 700, "running": 20, "scored": 80, "failed": 2, "cancelled": 0,
-    }  # fmt: skip
+        "listed": 905,
+        "skipped": 100,
+        "queued": 700,
+        "running": 20,
+        "scored": 80,
+        "failed": 2,
+        "cancelled": 0,
+    }
     assert (row["per_second"], row["seconds_left"], row["obstacles"]) == (12.0, 60, [])
     assert row["workers"][0]["device"] == "cuda:0"
 
