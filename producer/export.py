@@ -8,7 +8,7 @@ from typing import IO
 from models.queries.answers import AnswerRecord
 from models.queries.failures import Failure
 from models.queries.results import Result
-from producer.formatting import display_name, in_one_line, place, rating, row, scaled, utc
+from producer.formatting import escaped_name, in_one_line, place, rating, row, scaled, utc
 from qsit.rating import WORDS, score_of
 
 COLUMNS = ("uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job")
@@ -107,4 +107,4 @@ def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> N
         elif form == "csv":
             writer.writerow(cells.values())
         else:
-            output.write(f"{failure.reason:14} {display_name(failure.uri)}: {in_one_line(failure.message)}\n")
+            output.write(f"{failure.reason:14} {escaped_name(failure.uri)}: {in_one_line(failure.message)}\n")

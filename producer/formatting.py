@@ -12,11 +12,11 @@ DEMO_NOTE = "the model demo is trained on synthetic distortions: its scores are 
 
 
 def place(uri: str) -> str:
-    """Return a local URI as a path and any other URI unchanged. For programs: a terminal needs `display_name`."""
+    """Return a local URI as a path and any other URI unchanged. For programs: a terminal needs `escaped_name`."""
     return str(path_of(uri)) if uri.startswith("file://") else uri
 
 
-def display_name(uri: str) -> str:
+def escaped_name(uri: str) -> str:
     """Return the path or URI of a photo in one line that no terminal obeys."""
     return in_one_line(place(uri))
 
@@ -46,7 +46,7 @@ def rating(result: Result) -> str:
 
 def row(result: Result, scale: str) -> str:
     """Return a result as a line of a table."""
-    return f"{scaled(result.score, scale):>8}  {rating(result):9}  {display_name(result.uri)}"
+    return f"{scaled(result.score, scale):>8}  {rating(result):9}  {escaped_name(result.uri)}"
 
 
 def per_second(rate: float) -> str:
