@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def _postgresql_async_commit(connection: Any, _: object) -> None:
 
 def _sqlite_connected(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin in _sqlite_begin
-    connection.execute("PRAGMA journal_mode = WAL")
+    _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL"))
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA cache_size = -65536")
@@ -132,16 +132,24 @@ def _sqlite_begin(connection: Connection) -> None:
     if not connection.get_execution_options().get("qsit_writes"):
         connection.exec_driver_sql("BEGIN")
         return
+    try:
+        _retry_while_locked(lambda: connection.connection.cursor().execute("BEGIN IMMEDIATE"))
+    except sqlite3.OperationalError:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails again, but as an error of SQLAlchemy
+
+
+def _retry_while_locked(statement: Callable[[], object]) -> None:
+    """Run a statement of SQLite, for up to LOCKED_S while another process holds the lock."""
     deadline = time.monotonic() + LOCKED_S
-    while time.monotonic() < deadline:  # one second at a time: SQLite handles no signals while it waits
+    while True:  # each attempt takes one second at most: SQLite handles no signals while it waits
         try:
-            connection.connection.cursor().execute("BEGIN IMMEDIATE")
+            statement()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                break
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)  # some statements do not wait for the lock themselves
         else:
             return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager

@@ -8,47 +8,48 @@ from typing import IO
 from models.queries.answers import AnswerRecord
 from models.queries.failures import Failure
 from models.queries.results import Result
-from producer.formatting import in_one_line, place, rating, row, scaled, utc
-from qsit.checkpoints import DEMO
+from producer.formatting import escaped_name, in_one_line, place, rating, row, scaled, utc
 from qsit.rating import WORDS, score_of
+
+COLUMNS = ("uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job")
+"""Of CSV, before the answers."""
+LAST_COLUMNS = ("procedure", "dtype", "version")
+"""Of CSV, after the answers."""
 
 
 def write_results(
     results: Iterable[Result], form: str, scale: str, output: IO[str], questions: Sequence[str] | None = None
-) -> bool:
+) -> None:
     """
-    Write results in a format; whether any was made with the demo model.
+    Write results in a format.
 
-    questions: the names that get a column in CSV; None where no answers are wanted.
+    scale: of the scores in tables and CSV.
+    questions: the names that get a column in CSV; None for results without answers.
     """
-    demo = False
     writer = csv.writer(output)
     if form == "csv":
-        columns = ["uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job"]
-        writer.writerow([*columns, *(f"answer: {name}" for name in questions or ())])
+        writer.writerow([*COLUMNS, *(f"answer: {name}" for name in questions or ()), *LAST_COLUMNS])
     elif form == "table":
         output.write(f"{'score':>8}  {'rating':9}  photo\n")
     for result in results:
-        demo = demo or result.model == DEMO
         if form == "jsonl":
             output.write(json.dumps(result_record(result, with_answers=questions is not None)) + "\n")
         elif form == "csv":
-            writer.writerow([*_cells(result, scale), *_answer_cells(result.answers, questions or ())])
+            writer.writerow(_cells(result, scale, questions or ()))
         elif form == "paths":
             output.write(place(result.uri) + "\n")
         else:
             output.write(row(result, scale) + "\n")
             output.writelines(f"{line}\n" for line in _answer_lines(result.answers))
-    return demo
 
 
 def result_record(result: Result, *, with_answers: bool) -> dict[str, object]:
-    """A result as JSON has it; its score is 0..1."""
-    probabilities = score_of(result.logits).probabilities
-    record = {
+    """Return a result as in JSON, with a score of 0..1."""
+    record: dict[str, object] = {
         "uri": result.uri,
         "score": result.score,
-        "probabilities": dict(zip(WORDS, probabilities, strict=True)),
+        "rating": rating(result),
+        "probabilities": dict(zip(WORDS, score_of(result.logits).probabilities, strict=True)),
         "model": result.model,
         "revision": result.revision,
         "procedure": result.procedure,
@@ -63,25 +64,29 @@ def result_record(result: Result, *, with_answers: bool) -> dict[str, object]:
 
 
 def answer_record(given: AnswerRecord) -> dict[str, object]:
-    """An answer as JSON has it; its probabilities are by choice."""
+    """Return an answer as in JSON, with the probability of each choice."""
     record: dict[str, object] = {
-        "question": given.name, "text": given.question, "answer": given.answer.text, "cut": given.answer.cut,
-    }  # fmt: skip
+        "question": given.name,
+        "text": given.question,
+        "answer": given.answer.text,
+        "cut": given.answer.cut,
+    }
     if given.choices:
         record["probabilities"] = dict(zip(given.choices, given.answer.probabilities, strict=True))
     return record | {"answered_at": utc(given.answered_at), "job": given.job}
 
 
-def _cells(result: Result, scale: str) -> Iterator[object]:
-    yield from (result.uri, scaled(result.score, scale), rating(result))
-    yield from (f"{probability:.6f}" for probability in score_of(result.logits).probabilities)
-    yield from (result.model, result.revision, utc(result.scored_at), result.job)
-
-
-def _answer_cells(answers: Sequence[AnswerRecord], questions: Sequence[str]) -> list[str]:
-    """The answer to each question, the newest of those that have its name."""
-    by_name = {given.name: given.answer.text for given in sorted(answers, key=lambda given: given.answered_at)}
-    return [by_name.get(name, "") for name in questions]
+def _cells(result: Result, scale: str, questions: Sequence[str]) -> list[object]:
+    """Return the cells of CSV: the fields of JSON, with a column for each probability."""
+    cells = result_record(result, with_answers=False) | {"score": scaled(result.score, scale)}
+    for word, probability in zip(WORDS, score_of(result.logits).probabilities, strict=True):
+        cells[word.lower()] = f"{probability:.6f}"
+    answers = {given.name: given.answer.text for given in sorted(result.answers, key=lambda given: given.answered_at)}
+    return [
+        *(cells[column] for column in COLUMNS),
+        *(answers.get(name, "") for name in questions),  # the newest of those with one name
+        *(cells[column] for column in LAST_COLUMNS),
+    ]
 
 
 def _answer_lines(answers: Sequence[AnswerRecord]) -> Iterator[str]:
@@ -102,4 +107,4 @@ def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> N
         elif form == "csv":
             writer.writerow(cells.values())
         else:
-            output.write(f"{failure.reason:14} {place(failure.uri)}: {failure.message}\n")
+            output.write(f"{failure.reason:14} {escaped_name(failure.uri)}: {in_one_line(failure.message)}\n")

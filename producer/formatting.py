@@ -1,4 +1,4 @@
-"""How results and progress are put into words."""
+"""Results and numbers as text."""
 
 import unicodedata
 from datetime import UTC, datetime
@@ -7,50 +7,55 @@ from models.queries.results import Result
 from qsit.rating import WORDS
 from qsit.sources.uris import path_of
 
-SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
-DEMO_NOTE = "model demo is a demo, trained on synthetic distortions: its scores are no substitute for Q-SiT's"
+SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0)}
+DEMO_NOTE = "the model demo is trained on synthetic distortions: its scores are no substitute for Q-SiT's"
 
 
 def place(uri: str) -> str:
-    """A URI as people write it: local ones as paths."""
+    """Return a local URI as a path and any other URI unchanged. For programs: a terminal needs `escaped_name`."""
     return str(path_of(uri)) if uri.startswith("file://") else uri
 
 
+def escaped_name(uri: str) -> str:
+    """Return the path or URI of a photo in one line that no terminal obeys."""
+    return in_one_line(place(uri))
+
+
 def in_one_line(text: str) -> str:
-    """Text with its line breaks, and whatever else a terminal would obey, spelled out."""
+    """Return text with line breaks, control characters and bidi marks escaped as in Python."""
     return "".join(
         each if each.isprintable() or unicodedata.category(each) == "Zs" else repr(each)[1:-1] for each in text
     )
 
 
 def utc(moment: datetime) -> str:
-    """UTC with microseconds and a Z."""
+    """Return a time in ISO 8601: UTC, with microseconds and a Z."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def scaled(score: float, scale: str) -> str:
-    """A score of 0..1 on the scale that the reader wants."""
+    """Return a score of 0..1 on another scale."""
     low, high = SCALES[scale]
-    return f"{low + score * (high - low):.{1 if scale == '0-100' else 4 if scale == '0-1' else 3}f}"
+    return f"{low + score * (high - low):.{4 if scale == '0-1' else 3}f}"
 
 
 def rating(result: Result) -> str:
-    """The word the model finds likeliest."""
+    """Return the likeliest rating word."""
     return WORDS[max(range(len(WORDS)), key=result.logits.__getitem__)]
 
 
 def row(result: Result, scale: str) -> str:
-    """A result as a line of a table."""
-    return f"{scaled(result.score, scale):>8}  {rating(result):9}  {place(result.uri)}"
+    """Return a result as a line of a table."""
+    return f"{scaled(result.score, scale):>8}  {rating(result):9}  {escaped_name(result.uri)}"
 
 
 def per_second(rate: float) -> str:
-    """A rate in the digits that tell something."""
-    return f"{rate:.0f} a second" if rate >= 10 else f"{rate:.2g} a second"
+    """Return a rate with two significant digits or none after the point."""
+    return f"{rate:.0f} per second" if rate >= 10 else f"{rate:.2g} per second"
 
 
 def duration(seconds: float) -> str:
-    """A length of time in the units that people use for it."""
+    """Return a length of time in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -59,5 +64,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """1 photo, 2 photos."""
+    """Return a number with its noun: 1 photo, 2 photos."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -4,7 +4,7 @@ import signal
 
 
 class Interrupted(BaseException):
-    """Raised in the main thread by SIGINT, SIGTERM and SIGHUP. No KeyboardInterrupt, which click would swallow."""
+    """Raised in the main thread by SIGINT, SIGTERM and SIGHUP. Not a KeyboardInterrupt, which click would catch."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -12,7 +12,7 @@ class Interrupted(BaseException):
 
 
 def raise_on_signals() -> None:
-    """From now on, the three signals raise Interrupted; one that the caller ignores, as nohup does, stays ignored."""
+    """Make the three signals raise Interrupted. A signal that the caller ignores, as nohup does, stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)

@@ -11,19 +11,26 @@ from sqlalchemy import Engine
 
 from models.ledger import jobs
 from models.queries.progress import Progress as JobProgress
-from models.queries.progress import job_progress
+from models.queries.progress import job_progress, job_state
 from models.retry import retry_while_unavailable
 from producer import status
 from producer.formatting import duration, per_second
-from qsit.errors import DatabaseUnavailable
+from producer.notices import NoticePrinter
 from qsit.states import JobState
 
 POLL_S = 0.25
-NEWS_S = 2.0
-LISTER_CHECK_S = 5.0
-"""How often to look whether a job that another process lists has lost it."""
+"""Seconds between two looks at a job's state, which is one row."""
+COUNT_S = 1.0
+"""Seconds between two sums over a job's chunks."""
+NOTICES_S = 2.0
+"""Seconds between two looks at what holds the job up."""
+TAKE_OVER_S = 5.0
+"""Seconds between two attempts to take over a listing that another process began."""
 PLAIN_LINES_S = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 RATE_S = 30.0
+"""Seconds over which the displayed rate is measured."""
+ENDED = (JobState.FINISHED, JobState.CANCELLED)
 
 Show = Callable[[JobProgress], None]
 
@@ -41,68 +48,68 @@ class Counts(Protocol):
     def failed(self) -> int: ...
 
 
-class NoticePrinter:
-    """Says what is new: each thing once, and again when it comes back."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._current: set[str] = set()
-        self._away = ""
-
-    def news(self, lines: dict[str, str]) -> None:
-        """Say the lines whose keys were not among the last."""
-        for key, line in lines.items():
-            if key not in self._current:
-                self._say(line)
-        self._current = set(lines)
-
-    def away(self, error: DatabaseUnavailable | None) -> None:
-        """Say that the database is waited for, and why."""
-        words = "" if error is None else f"{error}; waiting until it answers"
-        if words and words != self._away:
-            self._say(words)
-        self._away = words
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 class JobMonitor:
-    """Follows a job; tells once what holds it up, and what each of its workers has to say."""
+    """
+    Follows a job: shows its progress, and says once what holds it up and what its workers report.
 
-    def __init__(self, engine: Engine, job_id: int, teller: NoticePrinter, broker: str = "") -> None:
+    broker: the owner of the job's private broker, whose worker alone is reported on; "" for the fleet.
+    check: called with each progress; what it raises ends the wait.
+    take_over: lists the job; does nothing while the process that lists it lives.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        job_id: int,
+        printer: NoticePrinter,
+        show: Show,
+        *,
+        broker: str = "",
+        check: Show = lambda _: None,
+        take_over: Callable[[], object] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._job_id = job_id
+        self._printer = printer
+        self._show = show
         self._broker = broker
-        self._teller = teller
-        self._news_at = time.monotonic() + NEWS_S
+        self._check = check
+        self._take_over = take_over
+        self._notices_at = time.monotonic() + NOTICES_S
+        self._take_over_at = time.monotonic() + TAKE_OVER_S
 
-    def until_done(self, show: Show, check: Show = lambda _: None) -> JobProgress:
-        """
-        Wait until the job is finished or cancelled; and for the database, while it is away.
-
-        check: called now and then; what it raises ends the waiting.
-        """
+    def wait_until_done(self) -> JobProgress:
+        """Wait until the job is finished or cancelled. Waits for the database while it does not answer."""
         while True:
-            progress = retry_while_unavailable(lambda: self._look(show, check), self._teller.away)
-            if progress.state in (JobState.FINISHED, JobState.CANCELLED):
+            progress = retry_while_unavailable(self._look, self._printer.on_outage)
+            if progress.state in ENDED:
                 return progress
-            time.sleep(POLL_S)
+            count_at = time.monotonic() + COUNT_S
+            while time.monotonic() < count_at:
+                time.sleep(POLL_S)
+                if retry_while_unavailable(self._state, self._printer.on_outage) in ENDED:
+                    break
 
-    def _look(self, show: Show, check: Show) -> JobProgress:
+    def _state(self) -> JobState:
+        return job_state(self._engine, self._job_id)
+
+    def _look(self) -> JobProgress:
         progress = job_progress(self._engine, self._job_id)
-        show(progress)
-        if progress.state in (JobState.FINISHED, JobState.CANCELLED):
+        self._show(progress)
+        if progress.state in ENDED:
             return progress
         if progress.is_listed and not progress.left:
-            jobs.finish_if_done(self._engine, self._job_id)  # whose last worker ended before it could
-        if time.monotonic() >= self._news_at:
-            self._tell_news()
-            self._news_at = time.monotonic() + NEWS_S
-        check(progress)
+            jobs.finish_if_done(self._engine, self._job_id)  # its last worker may have died before it could
+        if time.monotonic() >= self._notices_at:
+            self._show_notices()
+            self._notices_at = time.monotonic() + NOTICES_S
+        self._check(progress)
+        if not progress.is_listed and time.monotonic() >= self._take_over_at:
+            self._take_over()
+            self._take_over_at = time.monotonic() + TAKE_OVER_S
         return progress
 
-    def _tell_news(self) -> None:
+    def _show_notices(self) -> None:
         now = status.gather(self._engine, self._job_id)
         lines = {}
         for worker in now.serving:
@@ -115,43 +122,40 @@ class JobMonitor:
                 )
             if worker.notice:
                 lines[worker.notice] = worker.notice
-        if not self._broker or now.progress.state == JobState.PAUSED:  # a worker of its own is on its way
+        if not self._broker or now.progress.state == JobState.PAUSED:  # a private worker is started by this process
             lines |= {key: f"job {self._job_id}: {words}" for key, words in status.obstacles(now)}
-        self._teller.news(lines)
+        self._printer.show_new(lines)
 
 
 @contextmanager
 def display(console: Console) -> Iterator[Callable[[Counts], None]]:
-    """A live bar on a terminal, plain lines now and then elsewhere."""
+    """Show progress as a bar on a terminal and as a line from time to time elsewhere."""
     rate = _Rate()
     if not console.is_terminal:
         yield _plain_lines(console, rate)
         return
-    columns = (
-        SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
-    )  # fmt: skip
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}", markup=False))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, words="listing")
 
         def show(progress: Counts) -> None:
             total = progress.to_do if progress.is_listed else None
-            done = progress.scored + progress.failed
-            bar.update(task, total=total, completed=done, words=rate.words(progress))
+            bar.update(task, total=total, completed=progress.scored + progress.failed, words=rate.describe(progress))
 
         yield show
 
 
 class _Rate:
-    """Photos a second over the last half minute, and what that says about the time left."""
+    """Photos per second over the last half minute, and the time left at that rate."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
 
-    def words(self, progress: Counts) -> str:
+    def describe(self, progress: Counts) -> str:
         now, done = time.monotonic(), progress.scored + progress.failed
         self._seen = [(then, count) for then, count in self._seen if now - then < RATE_S]
         if self._seen and self._seen[0][1] == done:
-            self._seen.clear()  # nothing done yet: loading the model is no slowness
+            self._seen.clear()  # nothing is done yet: the time to load the model does not count
         self._seen.append((now, done))
         began, already = self._seen[0]
         words = [f"{progress.failed:,} failed"]
@@ -168,7 +172,7 @@ def _plain_lines(console: Console, rate: _Rate) -> Callable[[Counts], None]:
 
     def show(progress: Counts) -> None:
         nonlocal last
-        words = rate.words(progress)
+        words = rate.describe(progress)
         if time.monotonic() - last >= PLAIN_LINES_S:
             last = time.monotonic()
             done = progress.scored + progress.failed

@@ -1,10 +1,8 @@
 """`qsit score`: submit, work, wait and sum up, in one command."""
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 
 from rich.console import Console
 from sqlalchemy import Engine
@@ -17,10 +15,11 @@ from models.queries.pagination import ResultFilter
 from models.queries.progress import Progress, count_answers, job_progress
 from models.queries.results import find_results
 from producer import summary
-from producer.exit_codes import exit_status
+from producer.exit_codes import ExitCode, exit_status
 from producer.interrupts import Interrupted
-from producer.monitor import LISTER_CHECK_S, JobMonitor, NoticePrinter, display
-from producer.private_run import LocalRun, local_run
+from producer.monitor import JobMonitor, Show, display
+from producer.notices import NoticePrinter
+from producer.private_run import PrivateRun, start_private_run
 from producer.submit import Lister, Request, opened
 from qsit import process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
@@ -32,36 +31,38 @@ SHOWN = 3
 """Worst and best photos in the summary."""
 
 
-def score(chosen: Settings, request: Request, console: Console, scale: str) -> int:
+def score(chosen: Settings, request: Request, console: Console, scale: str) -> ExitCode:
     """
-    Score the photos of a request, and tell how it went. Returns the exit status.
+    Score the photos of a request and print a summary.
 
     Raises:
-        QsitError: when it could not run; what is done is kept.
+        QsitError: when it could not run; results so far are kept.
     """
     began = time.monotonic()
     private = chosen.broker_url is None
-    engine = _own_database(chosen)
+    engine = _open_or_create(chosen.database_url)
     if not private:
         dispatch.check_broker(app)
     rescue.requeue_of_dead(engine)
-    teller = NoticePrinter(console)
-    with opened(engine, request, teller.away, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
+    printer = NoticePrinter(console)
+    with opened(engine, request, printer.on_outage, private=private, endpoint_url=chosen.s3_endpoint_url) as lister:
         scored_before = job_progress(engine, lister.job.id).scored
+        run = ScoreRun(engine, lister, printer, chosen.lease_s, chosen.database_url if private else None)
         try:
-            progress = _work(engine, chosen, lister, console, teller, private=private)
+            progress = run.work()
         except Interrupted:
-            _say_how_to_go_on(engine, lister, console)
+            run.say_interrupted()
             raise
     seconds = time.monotonic() - began
-    for line in _summary(engine, chosen, progress, progress.scored - scored_before, seconds, scale):
-        _say(console, line)
+    is_set = "database_url" in chosen.model_fields_set
+    for line in _summary(engine, progress, progress.scored - scored_before, seconds, scale, name_database=is_set):
+        printer.say(line)
     return exit_status(progress)
 
 
-def _own_database(chosen: Settings) -> Engine:
-    """The ledger; a SQLite one is made and migrated on the way."""
-    engine = db.connect(chosen.database_url, create=True)
+def _open_or_create(database_url: str) -> Engine:
+    """Open the ledger. Create and migrate it if it is in SQLite."""
+    engine = db.connect(database_url, create=True)
     try:
         db.check_schema(engine)
     except SchemaMismatch:
@@ -69,94 +70,118 @@ def _own_database(chosen: Settings) -> Engine:
             raise
         from migrations.upgrade import upgrade
 
-        upgrade(chosen.database_url)
+        upgrade(database_url)
     return engine
 
 
-def _work(
-    engine: Engine, chosen: Settings, lister: Lister, console: Console, teller: NoticePrinter, *, private: bool
-) -> Progress:
-    """List, and wait until the job is done; the private worker starts with the first photo to score."""
-    job = lister.job
-    lane = (
-        QueueKey(job.model, job.revision, process_id.identity(), job.id)
-        if private
-        else QueueKey(job.model, job.revision)
-    )
-    run: LocalRun | None = None
-    looked = time.monotonic()
-    top_up_fleet = dispatch.BestEffortTopUp(engine, app, lane, chosen.lease_s, partial(_say, console))
+class ScoreRun:
+    """
+    Lists a job and waits until it is done. Its workers are the fleet's, or a private one that starts with the first
+    photo to score.
 
-    def work_begins() -> None:
-        nonlocal run
-        if not private:
-            top_up_fleet()
-            return
-        if run is None:
-            run = stack.enter_context(local_run(chosen, job.id, job.model, job.revision, lister.roots()))
-            app.conf.broker_url = run.url
-        with suppress(BrokerUnavailable):  # should it have died just now
-            dispatch.top_up(engine, app, lane, chosen.lease_s)
+    private_url: the database of the private worker; None for the fleet.
+    """
 
-    def heal(progress: Progress) -> None:
-        if run is not None and (news := run.check(progress.scored + progress.failed)) is not None:
-            _say(console, news)
-            rescue.requeue_of_dead(engine)
+    def __init__(
+        self, engine: Engine, lister: Lister, printer: NoticePrinter, lease_s: float, private_url: str | None
+    ) -> None:
+        job = lister.job
+        self._engine = engine
+        self._lister = lister
+        self._printer = printer
+        self._lease_s = lease_s
+        self._private_url = private_url
+        self._queue = QueueKey(job.model, job.revision)
+        if private_url is not None:
+            self._queue = replace(self._queue, broker=process_id.identity(), job_id=job.id)
+        self._top_up_fleet = dispatch.BestEffortTopUp(engine, app, self._queue, lease_s, printer.say)
+        self._run: PrivateRun | None = None
+        self._stack = ExitStack()  # ends the private run, then the display
+        self._show: Show = lambda _: None
 
-    def after_batch(queued: int) -> None:
-        progress = job_progress(engine, job.id)
-        show(progress)
-        heal(progress)
+    def work(self) -> Progress:
+        """List the job and wait until it is done."""
+        job = self._lister.job
+        with self._stack:
+            self._show = self._stack.enter_context(display(self._printer.console))
+            try:
+                listed = self._list()
+                for line in summary.listing_notes(job, self._lister.listing, listed=listed):
+                    self._printer.say(line)
+                progress = job_progress(self._engine, job.id)
+                if progress.left or not progress.is_listed:
+                    self._top_up()
+                return JobMonitor(
+                    self._engine,
+                    job.id,
+                    self._printer,
+                    self._show,
+                    broker=self._queue.broker,
+                    check=self._restart_dead,
+                    take_over=self._list,
+                ).wait_until_done()
+            except Interrupted:
+                if self._run is not None:
+                    self._printer.say("the worker returns its photos; interrupt again to stop at once")
+                raise
+
+    def say_interrupted(self) -> None:
+        """Say what is done, and how to continue."""
+        counts = ""
+        with suppress(DatabaseUnavailable):
+            counts = f"{summary.counts(job_progress(self._engine, self._lister.job.id))}; "
+        self._printer.say(f"interrupted: {counts}nothing is lost, run the same command again to continue")
+
+    def _list(self) -> bool:
+        return self._lister.list(self._after_batch)
+
+    def _after_batch(self, queued: int) -> None:
+        progress = job_progress(self._engine, self._lister.job.id)
+        self._show(progress)
+        self._restart_dead(progress)
         if queued:
-            work_begins()
+            self._top_up()
 
-    def check(progress: Progress) -> None:
-        nonlocal looked
-        heal(progress)
-        if not progress.is_listed and time.monotonic() - looked > LISTER_CHECK_S:
-            lister.list(after_batch)  # which does nothing while the process that lists the job lives
-            looked = time.monotonic()
+    def _top_up(self) -> None:
+        if self._private_url is None:
+            self._top_up_fleet()
+            return
+        if self._run is None:
+            private = start_private_run(self._queue, self._private_url, self._lister.roots())
+            self._run = self._stack.enter_context(private)
+            app.conf.broker_url = self._run.url
+        with suppress(BrokerUnavailable):  # the broker may have died just now; `_restart_dead` starts it again
+            dispatch.top_up(self._engine, app, self._queue, self._lease_s)
 
-    with ExitStack() as stack:
-        show = stack.enter_context(display(console))
-        try:
-            listed = lister.list(after_batch)
-            for line in summary.listing_notes(job, lister.listing, listed=listed):
-                _say(console, line)
-            progress = job_progress(engine, job.id)
-            if progress.queued + progress.running or not progress.is_listed:
-                work_begins()
-            return JobMonitor(engine, job.id, teller, lane.broker).until_done(show, check)
-        except Interrupted:
-            if run is not None:
-                _say(console, "handing back what is in work; interrupt again to stop at once")
-            raise
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _say_how_to_go_on(engine: Engine, lister: Lister, console: Console) -> None:
-    done = ""
-    with suppress(DatabaseUnavailable):
-        done = f"{summary.counts(job_progress(engine, lister.job.id))}; "
-    _say(console, f"interrupted: {done}nothing is lost, run the same command again to go on")
+    def _restart_dead(self, progress: Progress) -> None:
+        if self._run is None:
+            return
+        message = self._run.restart_dead(progress.scored + progress.failed)
+        if message is not None:
+            self._printer.say(message)
+            rescue.requeue_of_dead(self._engine)
 
 
 def _summary(
-    engine: Engine, chosen: Settings, progress: Progress, scored_now: int, seconds: float, scale: str
-) -> Iterator[str]:
-    of_job = ResultFilter(job=progress.job, answers=progress.asks, limit=SHOWN)  # with what it has only asked about
+    engine: Engine, progress: Progress, scored_now: int, seconds: float, scale: str, *, name_database: bool
+) -> list[str]:
+    of_job = ResultFilter(job=progress.job, answers=progress.asks, limit=SHOWN)  # also photos that it only asked about
     best = list(find_results(engine, replace(of_job, sort="-score")))
     worst = list(find_results(engine, replace(of_job, sort="score")))
     shown_as_worst = {result.uri for result in worst}
-    best = [result for result in best if result.uri not in shown_as_worst]
-    reasons = count_failures(engine, progress.job)
-    answers = count_answers(engine, progress.job) if progress.asks else 0
     database = db.redacted(engine.url)
-    named = "database_url" in chosen.model_fields_set and engine.url.password is None
-    command = f"QSIT_DATABASE_URL={database} qsit" if named else "qsit"
-    return summary.summary(
-        progress, scored_now, seconds, worst, best, reasons, database, command, scale=scale, answers=answers
+    named = name_database and engine.url.password is None
+    return list(
+        summary.summary(
+            progress,
+            scored_now,
+            seconds,
+            worst,
+            [result for result in best if result.uri not in shown_as_worst],
+            count_failures(engine, progress.job),
+            database,
+            f"QSIT_DATABASE_URL={database} qsit" if named else "qsit",
+            scale=scale,
+            answers=count_answers(engine, progress.job) if progress.asks else 0,
+        )
     )

@@ -1,4 +1,4 @@
-"""How a job stands: its counts, its pace, its workers, and what holds it up."""
+"""The status of a job: its counts, pace and workers, and what holds it up."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from models.ledger import workers
 from models.ledger.workers import WorkerInfo
 from models.queries.failures import count_failures
 from models.queries.progress import Progress, Silence, job_progress, measure_pace, silent_workers
-from producer.formatting import count, duration, per_second, utc
+from producer.formatting import count, duration, in_one_line, per_second, utc
 from qsit.states import JobState, Reason, WorkerState
 
 LIVE_S = 60.0
-"""A worker seen within this time is taken to live."""
+"""Seconds without a sign of life after which a worker counts as gone."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to say of a job."""
+    """Everything that `qsit status` shows of a job."""
 
     progress: Progress
     reasons: dict[Reason, int]
-    pace: float | None  # scores a second over the last minutes
-    workers: list[WorkerInfo]  # those that live, whatever model they hold
+    pace: float | None  # scores per second over the last minutes
+    workers: list[WorkerInfo]  # every live worker, whatever its model
     silences: list[Silence]
 
     @property
     def serving(self) -> list[WorkerInfo]:
-        """The workers that hold or load the model of the job, and take its chunks: the fleet's, or its own."""
+        """The workers that take the chunks of the job: those with its model in the fleet, or its private one."""
         wanted = (self.progress.model, self.progress.revision, self.progress.private)
         return [
             worker
@@ -39,14 +39,14 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate, once all photos are listed."""
+        """The time left at the present pace; None until all photos are listed."""
         if not self.pace or not self.progress.is_listed or self.progress.state != JobState.ACTIVE:
             return None
         return self.progress.left / self.pace
 
 
 def gather(engine: Engine, job_id: int) -> Status:
-    """How a job stands now."""
+    """Read the status of a job."""
     progress = job_progress(engine, job_id)
     return Status(
         progress=progress,
@@ -63,25 +63,23 @@ def gather(engine: Engine, job_id: int) -> Status:
 
 def obstacles(status: Status) -> Iterator[tuple[str, str]]:
     """
-    Why a job does not go on, or not as it could, and what to do, each with a key that stays while the words change.
-    What a worker complains of is its notice.
+    Yield why a job makes no progress, or less than it could, and what to do. Each message has a key that stays the same
+    while the message changes. What keeps one worker from working is in its notice.
     """
     progress = status.progress
     if progress.state == JobState.PAUSED:
-        yield "paused", f"it is paused; to go on: qsit resume {progress.job}"
+        yield "paused", f"the job is paused; to resume it: qsit resume {progress.job}"
     if progress.state != JobState.ACTIVE:
         return
     if not progress.is_listed and not progress.is_being_listed:
-        yield "unlisted", "its listing was interrupted; the same command takes it up again"
+        yield "unlisted", "its listing was interrupted; run the same command again to complete it"
     if progress.left and not status.serving:
-        yield "unserved", f"no worker serves it; {_how_to_serve(status)}"
+        yield "unserved", f"no worker serves the job; {_how_to_serve(status)}"
     for silence in status.silences:
-        last = "nothing is known" if silence.quiet_s is None else f"nothing was heard for {duration(silence.quiet_s)}"
-        yield (
-            f"silent {silence.owner}",
-            f"{count(silence.chunks, 'chunk')} held by {silence.owner}, of which {last}; "
-            f"others take over in {duration(silence.left_s)}",
-        )
+        heard = "is unknown" if silence.quiet_s is None else f"has been silent for {duration(silence.quiet_s)}"
+        chunks = count(silence.chunks, "chunk")
+        left = duration(silence.left_s)
+        yield f"silent {silence.owner}", f"worker {silence.owner} {heard}; other workers get its {chunks} in {left}"
 
 
 def _how_to_serve(status: Status) -> str:
@@ -92,11 +90,11 @@ def _how_to_serve(status: Status) -> str:
     if others := {worker.revision for worker in status.workers if worker.model == progress.model}:
         revision = f"QSIT_REVISION={progress.revision} "
     start = f"start one: {revision}qsit worker --model {progress.model} --root FOLDER"
-    return start + (f" (those that live hold revision {', '.join(sorted(others))})" if others else "")
+    return start + (f" (live workers hold revision {', '.join(sorted(others))})" if others else "")
 
 
 def record(status: Status) -> dict[str, object]:
-    """A job's status as JSON has it."""
+    """Return a status as in JSON."""
     progress = status.progress
     left_s = status.seconds_left
     return {
@@ -138,17 +136,26 @@ def record(status: Status) -> dict[str, object]:
 
 
 def lines(status: Status) -> Iterator[str]:
-    """A job's status as people read it."""
+    """Yield a status as people read it, in lines that no terminal obeys."""
+    return map(in_one_line, _lines(status))
+
+
+def _lines(status: Status) -> Iterator[str]:
     progress = status.progress
     name = f" ({progress.name})" if progress.name else ""
     listing = "" if progress.is_listed else ", listing not complete"
     yield f"job {progress.job}{name}: {progress.state}{listing}"
     yield f"  model     {progress.model} at {progress.revision}"
-    for label, number in (
-        ("listed", progress.listed), ("skipped", progress.skipped + progress.skipped_failed),
-        ("queued", progress.queued), ("running", progress.running), ("scored", progress.scored),
-        ("cancelled", progress.cancelled), ("failed", progress.failed),
-    ):  # fmt: skip
+    counts = {
+        "listed": progress.listed,
+        "skipped": progress.skipped + progress.skipped_failed,
+        "queued": progress.queued,
+        "running": progress.running,
+        "scored": progress.scored,
+        "cancelled": progress.cancelled,
+        "failed": progress.failed,
+    }
+    for label, number in counts.items():
         if number or label != "cancelled":
             yield f"  {label:9} {number:,}"
     for reason, number in status.reasons.items():

@@ -10,9 +10,12 @@ from qsit.checkpoints import DEMO
 from qsit.sources.source import Listing
 from qsit.states import Reason
 
+SHOWN_ENTRIES = 5
+"""Entries of a listing that are named one by one."""
+
 
 def counts(progress: Progress) -> str:
-    """What became of a job's photos, in one line."""
+    """Return what became of a job's photos, in one line."""
     parts = [f"{progress.scored:,} scored"]
     if progress.skipped:
         parts.append(f"{progress.skipped:,} skipped (have their score{' and answers' if progress.asks else ''})")
@@ -40,7 +43,13 @@ def summary(
     scale: str = "0-1",
     answers: int = 0,
 ) -> Iterator[str]:
-    """The lines that `qsit score` ends with."""
+    """
+    Yield the lines that `qsit score` ends with.
+
+    seconds: how long the command took to score `scored_now` photos.
+    command: how to call qsit on this database.
+    answers: how many the job was given.
+    """
     yield f"job {progress.job}, {counts(progress)}"
     if scored_now:
         yield f"{count(scored_now, 'photo')} scored now, in {seconds:.1f} s: {per_second(scored_now / seconds)}"
@@ -52,24 +61,24 @@ def summary(
             yield f"{title if index == 0 else '':6}{row(result, scale)}"
     if reasons:
         listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
-        yield f"failed: {listed}; see: qsit failures {progress.job}"
+        yield f"failed: {listed}; to list them: {command} failures {progress.job}"
     if progress.asks and answers:
         yield f"{count(answers, 'answer')} given; to see them: {command} results --job {progress.job} --answers"
     elif progress.asks:
-        yield f"no new answers; to see those of before: {command} results --answers"
-    yield f"results are in {database}; query them: {command} results"
+        yield f"no new answers; to see earlier ones: {command} results --answers"
+    yield f"results are in {database}; to query them: {command} results"
     if progress.model == DEMO:
         yield f"note: {DEMO_NOTE}"
 
 
 def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator[str]:
-    """What a listing passed over, and what was not listed anew."""
+    """Yield what a listing passed over, or that the job was listed before."""
     if not listed and not job.is_new:
-        yield f"job {job.id} is there already" + ("" if job.is_listed else ", and another process lists it")
+        yield f"job {job.id} exists already" + ("" if job.is_listed else ", and another process lists it")
     if listing.ignored:
         kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
-        yield f"passed over files that are no photos by their names: {kinds}"
-    for problem in listing.unreadable[:5]:
-        yield f"could not list {problem}"
-    if (more := len(listing.unreadable) - 5) > 0:
-        yield f"could not list {more} further folders"
+        yield f"skipped files whose names are not those of photos: {kinds}"
+    for entry in listing.unreadable[:SHOWN_ENTRIES]:
+        yield f"could not list {entry}"
+    if (more := len(listing.unreadable) - SHOWN_ENTRIES) > 0:
+        yield f"could not list {more} further entr{'y' if more == 1 else 'ies'}"

@@ -99,6 +99,15 @@ def job_progress(engine: Engine, job_id: int) -> Progress:
     )  # fmt: skip
 
 
+def job_state(engine: Engine, job_id: int) -> JobState:
+    """Return the state of a job, without its counts. Raises JobNotFound when the job no longer exists."""
+    with reading(engine) as connection:
+        state = connection.execute(select(JobRow.state).where(JobRow.id == job_id)).scalar()
+    if state is None:
+        raise JobNotFound(f"job {job_id} no longer exists: its listing found no photos")
+    return JobState(state)
+
+
 def count_answers(engine: Engine, job_id: int) -> int:
     """How many answers a job has got, of those that no other has got anew."""
     with reading(engine) as connection:

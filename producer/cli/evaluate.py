@@ -9,7 +9,7 @@ from rich.console import Console
 
 from producer.evaluation.published import CORRELATIONS
 from producer.evaluation.report import Report
-from producer.exit_codes import COULD_NOT_RUN, OK
+from producer.exit_codes import ExitCode
 from qsit import settings
 from qsit.errors import UsageError
 
@@ -60,4 +60,4 @@ def _print(report: Report, form: str) -> int:
     for line in report.notes:
         click.echo(line, err=True)
     click.echo(json.dumps(report.record) if form == "json" else "\n".join(report.table))
-    return OK if report.has_figures else COULD_NOT_RUN
+    return ExitCode.OK if report.has_figures else ExitCode.COULD_NOT_RUN

@@ -1,4 +1,4 @@
-"""The commands that steer jobs which are there."""
+"""The commands that change existing jobs."""
 
 from datetime import timedelta
 
@@ -8,63 +8,80 @@ from sqlalchemy import Engine
 from models import db
 from models.ledger import control, jobs, rescue, scheduling
 from models.queries.progress import job_progress
+from producer.cli import options
 from producer.formatting import count
+from producer.notices import NoticePrinter
 from producer.summary import counts
 from qsit import settings
 from qsit.states import JobState, Reason
 
 
 @click.command()
-@click.argument("job", required=False)
+@options.job
 def pause(job: str | None) -> None:
-    """Send nothing more of a job; workers hand back what they hold after the batch in hand."""
-    engine, job_id = _job(job)
+    """Pause a job (default: the latest).
+
+    Workers finish the batch in hand and return the rest.
+    """
+    engine, job_id = _find_job(job)
     control.pause(engine, job_id)
-    click.echo(f"job {job_id} is paused; to go on: qsit resume {job_id}", err=True)
+    NoticePrinter().say(f"job {job_id} is paused; to resume it: qsit resume {job_id}")
 
 
 @click.command()
-@click.argument("job", required=False)
+@options.job
 def resume(job: str | None) -> None:
-    """Let a paused job go on."""
-    engine, job_id = _job(job)
+    """Resume a paused job (default: the latest)."""
+    engine, job_id = _find_job(job)
     control.resume(engine, job_id)
-    click.echo(f"job {job_id} goes on{_hint(engine, job_id)}", err=True)
+    NoticePrinter().say(f"job {job_id} is resumed{_hint(engine, job_id)}")
 
 
 @click.command()
-@click.argument("job", required=False)
+@options.job
 def cancel(job: str | None) -> None:
-    """Do nothing more of a job, for good; scores that are there stay."""
-    engine, job_id = _job(job)
+    """Cancel a job (default: the latest) for good. Its scores stay."""
+    engine, job_id = _find_job(job)
     control.cancel(engine, job_id)
-    click.echo(f"job {job_id} is cancelled; {counts(job_progress(engine, job_id))}", err=True)
+    NoticePrinter().say(f"job {job_id} is cancelled; {counts(job_progress(engine, job_id))}")
 
 
 @click.command()
-@click.argument("job", required=False)
-@click.option("--reason", "reasons", multiple=True, type=click.Choice([str(reason) for reason in Reason]),
-              help="Only what failed for this reason; repeatable.")  # fmt: skip
+@options.job
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    type=click.Choice([str(reason) for reason in Reason]),
+    help="Retry only photos that failed for this reason. Repeatable.",
+)
 def retry(job: str | None, reasons: tuple[str, ...]) -> None:
-    """Try the failed photos of a job again."""
-    engine, job_id = _job(job)
+    """Retry the failed photos of a job (default: the latest)."""
+    engine, job_id = _find_job(job)
     number = control.retry(engine, job_id, [Reason(reason) for reason in reasons])
-    click.echo(f"{count(number, 'photo')} of job {job_id} queued again{_hint(engine, job_id)}", err=True)
+    NoticePrinter().say(f"{count(number, 'photo')} of job {job_id} queued again{_hint(engine, job_id)}")
 
 
 @click.command()
-@click.option("--older-than", "days", type=click.IntRange(0, 36500), default=30, show_default=True, metavar="DAYS",
-              help="Of jobs that ended so many days ago.")  # fmt: skip
+@click.option(
+    "--older-than",
+    "days",
+    type=click.IntRange(0, 36500),
+    default=30,
+    show_default=True,
+    metavar="DAYS",
+    help="Prune jobs that ended this many days ago or earlier.",
+)
 def prune(days: int) -> None:
-    """Remove what the ledger holds of old jobs. Scores, counts and failures stay."""
+    """Remove the rows of old jobs that nothing needs any more. Scores, counts and failures stay."""
     engine = db.open_ledger(settings.load().database_url)
     number = control.prune(engine, timedelta(days=days))
-    click.echo(f"{count(number, 'row')} removed", err=True)
+    NoticePrinter().say(f"{count(number, 'row')} removed")
 
 
 @click.command()
 def recover() -> None:
-    """Send again whatever was lost; safe at any time."""
+    """Send lost work again. This is safe at any time; workers do the same by themselves."""
     from worker import dispatch
     from worker.app import app
 
@@ -72,21 +89,24 @@ def recover() -> None:
     engine = db.open_ledger(chosen.database_url)
     dispatch.check_broker(app)
     number = rescue.recover(engine)
-    for lane in scheduling.queues_with_work(engine):
-        dispatch.top_up(engine, app, lane, chosen.lease_s)
+    for queue in scheduling.queues_with_work(engine):
+        dispatch.top_up(engine, app, queue, chosen.lease_s)
     control.settle_cancelled(engine)
     jobs.finish_done_jobs(engine)
-    click.echo(f"{count(number, 'chunk')} queued again", err=True)
+    NoticePrinter().say(f"{count(number, 'chunk')} queued again")
+
+
+COMMANDS = (pause, resume, cancel, retry, prune, recover)
 
 
 def _hint(engine: Engine, job_id: int) -> str:
-    """What else it takes for a job to go on."""
+    """Return what else the user must do for the job to continue."""
     progress = job_progress(engine, job_id)
     if progress.state == JobState.PAUSED:
-        return f"; it is paused: qsit resume {job_id}"
+        return f"; the job is paused, to resume it: qsit resume {job_id}"
     return "; run the same `qsit score` again" if progress.private and progress.left else ""
 
 
-def _job(name_or_id: str | None) -> tuple[Engine, int]:
+def _find_job(name_or_id: str | None) -> tuple[Engine, int]:
     engine = db.open_ledger(settings.load().database_url)
     return engine, jobs.find_job(engine, name_or_id)

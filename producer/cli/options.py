@@ -1,4 +1,4 @@
-"""What `score` and `submit` are told on the command line."""
+"""Arguments and options that several commands share."""
 
 import math
 import re
@@ -9,80 +9,135 @@ import click
 
 from models.db import sanitize_text
 from producer import question_files
+from producer.formatting import SCALES
 from producer.submit import Request
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
-from qsit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+job = click.argument("job", required=False)
+"""A job's name or number; the latest job if none is given."""
 
-def arguments(command: F) -> F:
-    """The arguments that `score` and `submit` share."""
-    for decorate in reversed((
-        click.argument("sources", nargs=-1, metavar="SOURCE..."),
-        click.option("--name", callback=_name,
-                     help="A name of your own for the job; the same name again returns that job."),
-        click.option("--model", help="Hub id, folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]"),
-        click.option("--revision", help="Commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"),
-        click.option("--ask", multiple=True, metavar="TEXT",
-                     help="Ask this about each photo: a ready question (see qsit questions), or your own; repeatable."),
-        click.option("--ask-file", metavar="FILE", help="Ask the questions of this TOML file."),
-        click.option("--ask-below", type=click.FloatRange(0, 1), callback=_number, metavar="S",
-                     help="Ask only about photos that score less, 0..1."),
-        click.option("--max-new-tokens", type=click.IntRange(1, 2000), metavar="N",
-                     help=f"How long an answer in words may get.  [default: {MAX_NEW_TOKENS}]"),
-        click.option("--rescore", is_flag=True, help="Score and ask again what has a score and answers."),
-        click.option("--as-stored", is_flag=True, help="Take the pixels as the file has them: not turned, no profile."),
-        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders so named."),
-        click.option("--files-from", metavar="FILE|-", help="A list of files and folders, one a line."),
-        click.option("--column", metavar="NAME", help="The list is CSV or TSV; the column with the paths."),
-        click.option("-0", "null_separated", is_flag=True, help="The list is separated by NUL bytes."),
-        click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, show_default=True,
-                     help="Higher goes first."),
-        click.option("--max-failed", default="0", show_default=True, metavar="N|P%", callback=_max_failed,
-                     help="Failed photos that are no failure of the job."),
-    )):  # fmt: skip
+scale = click.option(
+    "--scale",
+    type=click.Choice(list(SCALES)),
+    default="0-1",
+    show_default=True,
+    help="Show scores on this scale. JSON always has 0 to 1.",
+)
+
+
+def output_format(*forms: str) -> Callable[[F], F]:
+    """Return the option --format; the first form is the default."""
+    return click.option(
+        "--format", "form", type=click.Choice(forms), default=forms[0], show_default=True, help="The output format."
+    )
+
+
+def request_options(command: F) -> F:
+    """Add the arguments that `score` and `submit` share."""
+    for decorate in reversed(_request_options()):
         command = decorate(command)
     return command
 
 
-def request(
-    chosen: Settings, ask: tuple[str, ...], ask_file: str | None, max_new_tokens: int | None, **options: Any
+def _request_options() -> tuple[Callable[[F], F], ...]:
+    return (
+        click.argument("sources", nargs=-1, metavar="SOURCE..."),
+        click.option("--name", callback=_check_name, help="Name the job. The same name again returns the same job."),
+        click.option(
+            "--model",
+            metavar="MODEL",
+            help="Use this model: a Hub id, a folder, or demo.  [default: QSIT_MODEL or zhangzicheng/q-sit-mini]",
+        ),
+        click.option(
+            "--revision", help="Use this commit, tag or branch of the model.  [default: QSIT_REVISION or the newest]"
+        ),
+        click.option(
+            "--ask", multiple=True, metavar="TEXT", help="Ask a ready question by name, or any text. Repeatable."
+        ),
+        click.option("--ask-file", metavar="FILE", help="Ask the questions in this TOML file."),
+        click.option(
+            "--ask-below",
+            type=click.FloatRange(0, 1),
+            callback=_check_number,
+            metavar="SCORE",
+            help="Ask only about photos with a score (0 to 1) below this one.",
+        ),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1, 2000),
+            metavar="N",
+            help=f"End an answer in words after N tokens.  [default: {MAX_NEW_TOKENS}]",
+        ),
+        click.option("--rescore", is_flag=True, help="Score and ask again, also photos that have a score and answers."),
+        click.option(
+            "--as-stored", is_flag=True, help="Take pixels as stored: not rotated, no colour profile applied."
+        ),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Skip matching files and folders. Repeatable."),
+        click.option("--files-from", metavar="FILE|-", help="Read sources from this file, one per line."),
+        click.option("--column", metavar="NAME", help="Read the sources from this column of a CSV or TSV file."),
+        click.option("-0", "null_separated", is_flag=True, help="Sources in the file are separated by NUL bytes."),
+        click.option(
+            "--priority",
+            type=click.IntRange(-1_000_000, 1_000_000),
+            default=0,
+            show_default=True,
+            help="Jobs with a higher priority go first.",
+        ),
+        click.option(
+            "--max-failed",
+            default="0",
+            show_default=True,
+            metavar="N|P%",
+            callback=_check_max_failed,
+            help="Exit with 0 although so many photos, or such a share of them, failed.",
+        ),
+    )
+
+
+def parse_request(
+    default_model: str,
+    default_revision: str | None,
+    ask: tuple[str, ...],
+    ask_file: str | None,
+    max_new_tokens: int | None,
+    **options: Any,
 ) -> Request:
     """
-    What those arguments ask for.
+    Return what those arguments ask for. The default revision belongs to the default model.
 
     Raises:
-        UsageError: when a question cannot be asked, or nothing is asked that is told how.
+        UsageError: when a question cannot be asked, or an option needs a question and there is none.
     """
-    asked = question_files.wanted(ask, ask_file, max_new_tokens)
+    questions = question_files.parse_questions(ask, ask_file, max_new_tokens)
     for name, value in (("--ask-below", options["ask_below"]), ("--max-new-tokens", max_new_tokens)):
-        if value is not None and not asked:
-            raise UsageError(f"{name} is about questions; give one with --ask or --ask-file")
-    options["model"] = options["model"] or chosen.model
-    if options["revision"] is None and options["model"] == chosen.model:
-        options["revision"] = chosen.revision
-    return Request(questions=asked, **options)
+        if value is not None and not questions:
+            raise UsageError(f"{name} needs a question: use --ask or --ask-file")
+    options["model"] = options["model"] or default_model
+    if options["revision"] is None and options["model"] == default_model:
+        options["revision"] = default_revision
+    return Request(questions=questions, **options)
 
 
-def _max_failed(_: object, __: object, value: str) -> str:
+def _check_max_failed(_: object, __: object, value: str) -> str:
     if not re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
         raise click.BadParameter("write a number of photos (10) or a share (2%)")
     return value
 
 
-def _name(_: object, __: object, value: str | None) -> str | None:
+def _check_name(_: object, __: object, value: str | None) -> str | None:
     if value is not None and sanitize_text(value) != value:
-        raise click.BadParameter("it has bytes that are no text")
+        raise click.BadParameter("it contains invalid UTF-8")
     if value == "":
         raise click.BadParameter("it is empty")
     if value is not None and value.isdecimal():
-        raise click.BadParameter(f"it would be taken for a job's number; write, say, job-{value}")
+        raise click.BadParameter(f"a number would be taken for a job's id; write, for example, job-{value}")
     return value
 
 
-def _number(_: object, __: object, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):  # which is within no range, and outside none
-        raise click.BadParameter("it is no number")
+def _check_number(_: object, __: object, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # click.FloatRange lets it pass
+        raise click.BadParameter("it is not a number")
     return value

@@ -1,4 +1,4 @@
-"""Steering a fleet at work, from the command line."""
+"""The commands that pause, resume, cancel, retry and prune jobs, with a fleet at work."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ BATCH_S = 0.5
 
 @dataclass
 class Fleet:
-    """Commands that all mean the same ledger and queue."""
+    """Commands on one ledger and queue."""
 
     database_url: str
     broker_url: str
@@ -28,7 +28,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def worker(self, **variables: str) -> Iterator[None]:
-        """A worker with the null model: a batch takes half a second."""
+        """Run a worker with the null model, whose batch takes half a second."""
         own = {"QSIT_MODEL": "demo", "QSIT_ROOTS": str(self.folder), "QSIT_DEVICE": "cpu", "NULL_BATCH_S": str(BATCH_S)}
         command = (sys.executable, "-m", "tests.support.null_worker")
         options = own | {"QSIT_BROKER_URL": self.broker_url} | variables
@@ -36,7 +36,7 @@ class Fleet:
             yield
 
     def qsit(self, *arguments: str, check: int | None = 0) -> str:
-        """What a command says."""
+        """Run a command and return its output."""
         options = {"QSIT_BROKER_URL": self.broker_url, "QSIT_MODEL": "demo"}
         done = run(*arguments, database_url=self.database_url, check=check, **options)
         return done.stdout + done.stderr
@@ -53,7 +53,7 @@ def fleet(broker_url: str, tmp_path: Path) -> Fleet:
     return Fleet(url, broker_url, tmp_path)
 
 
-def test_a_job_is_paused_resumed_and_cancelled_with_the_next_batch(fleet: Fleet) -> None:
+def test_pause_resume_and_cancel_take_effect_with_the_next_batch(fleet: Fleet) -> None:
     photos = make_photos(fleet.folder / "photos", 200)
     with fleet.worker(QSIT_BATCH_TOKENS="8192"):
         fleet.qsit("submit", str(photos), "--name", "long")
@@ -77,11 +77,11 @@ def test_a_job_is_paused_resumed_and_cancelled_with_the_next_batch(fleet: Fleet)
         assert cancelled["scored"] + cancelled["cancelled"] == 200
         assert "cancelled" in fleet.qsit("wait", "long", check=1)
 
-        # the workers are free for what comes next, and it has the rest
+        # the workers are free for the next job, which has the rest
         assert f"{cancelled['cancelled']} scored" in fleet.qsit("submit", str(photos), "--name", "rest", "--wait")
 
 
-def test_what_failed_is_tried_again_when_the_worker_can(fleet: Fleet) -> None:
+def test_failed_photos_are_retried_by_reason(fleet: Fleet) -> None:
     photos = make_photos(fleet.folder / "photos", 4)
     with fleet.worker(QSIT_MAX_PIXELS="100"):
         assert "4 failed" in fleet.qsit("submit", str(photos), "--wait", check=3)
@@ -105,7 +105,7 @@ def test_mistakes_end_in_one_line(fleet: Fleet) -> None:
     assert "is not one of" in fleet.qsit("retry", "--reason", "bad luck", check=2)
 
 
-def test_the_job_of_higher_priority_goes_first_and_equals_take_turns(fleet: Fleet) -> None:
+def test_jobs_go_by_priority_and_those_of_the_same_priority_take_turns(fleet: Fleet) -> None:
     for number, priority in ((0, 0), (1, 0), (2, 5)):
         photos = make_photos(fleet.folder / str(number), 64)  # four chunks
         fleet.qsit("submit", str(photos), "--name", f"job {number}", "--priority", str(priority))
@@ -116,5 +116,5 @@ def test_the_job_of_higher_priority_goes_first_and_equals_take_turns(fleet: Flee
     lines = fleet.qsit("results", "--sort", "-scored_at", "--format", "jsonl").splitlines()
     order = [json.loads(line)["job"] for line in lines if line.startswith("{")][::-1]
     turns = [(job, len(list(photos))) for job, photos in itertools.groupby(order)]
-    assert turns[0] == (1, 32), "which was sent before there was another"
+    assert turns[0] == (1, 32), "its first chunks were sent before another job existed"
     assert turns[1:] == [(3, 64), (2, 16), (1, 16), (2, 16), (1, 16), (2, 32)]

@@ -1,4 +1,4 @@
-"""A whole library with broken photos, by the real programs: what fails, what is skipped, and what is repaired."""
+"""A whole library with broken photos: what fails, what is skipped, and what is scored after a repair."""
 
 import json
 import os
@@ -30,23 +30,23 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """With another time, also where clocks are coarse."""
+    """Write a file with a later time, also where clocks are coarse."""
     later = path.stat().st_mtime_ns + 1_000_000
     path.write_bytes(data)
     os.utime(path, ns=(later, later))
 
 
 def broken_photos(folder: Path) -> dict[str, str]:
-    """Every tenth photo of a library broken, in turn in each way; the reasons by name."""
+    """Make a library in which every tenth photo is broken, in turn in each way. Return the reasons by file name."""
     reasons = {}
     ways = list(BROKEN.values())
-    for place, path in enumerate(sorted(make_photos(folder, PHOTOS).iterdir())[::10]):
-        data, reasons[path.name] = ways[place % len(ways)]
+    for index, path in enumerate(sorted(make_photos(folder, PHOTOS).iterdir())[::10]):
+        data, reasons[path.name] = ways[index % len(ways)]
         rewrite(path, data)
     return reasons
 
 
-def test_a_tenth_of_a_library_is_broken_and_repaired(tmp_path: Path) -> None:
+def test_broken_photos_fail_once_and_are_scored_after_a_repair(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     reasons = broken_photos(folder)
     assert len(reasons) == PHOTOS // 10
@@ -65,8 +65,8 @@ def test_a_tenth_of_a_library_is_broken_and_repaired(tmp_path: Path) -> None:
 
     assert "500 photos: 0 scored, 450 skipped (have their score), 50 skipped (failed before, unchanged)" in score(0)
 
-    for place, name in enumerate(reasons):
-        rewrite(folder / name, encoded(photo().rotate(place), "JPEG"))
+    for index, name in enumerate(reasons):
+        rewrite(folder / name, encoded(photo().rotate(index), "JPEG"))
     repaired = score(0)
     assert "500 photos: 50 scored, 450 skipped" in repaired
     lines = run("results", "--format", "jsonl", database_url=url).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The examples for a nightly run, as cron and systemd would run them."""
+"""The examples for a nightly run, run as cron and systemd run them."""
 
 import os
 import re
@@ -20,25 +20,23 @@ NIGHTLY = ROOT / "examples" / "nightly"
 
 
 def of_cron() -> list[str]:
-    """The commands of the crontab, by the rules of crontab(5)."""
+    """Return the commands of the crontab, read as crontab(5) says."""
     lines = (NIGHTLY / "crontab").read_text().splitlines()
     entries = [line for line in lines if line and not line.startswith("#") and not re.match(r"\w+=", line)]
     for entry in entries:
-        assert not re.search(r"(?<!\\)%", entry), "cron ends the command at a bare %"
+        assert not re.search(r"(?<!\\)%", entry), "cron ends a command at a bare %"
     return [entry.split(maxsplit=5)[5].replace("\\%", "%") for entry in entries]
 
 
 def of_systemd() -> list[str]:
-    """The commands of the nightly service, by the rules of systemd.service(5)."""
+    """Return the commands of the nightly service, read as systemd.service(5) says."""
     lines = (NIGHTLY / "qsit-nightly.service").read_text().splitlines()
     commands = [line.split("=", 1)[1] for line in lines if line.startswith(("ExecStart=", "ExecStopPost="))]
     return [shlex.join(shlex.split(command.replace("%%", "%").replace("$$", "$"))) for command in commands]
 
 
 @pytest.mark.parametrize("commands", [of_cron, of_systemd])
-def test_two_nights_at_once_are_harmless_and_the_second_has_nothing_left(
-    commands: object, broker_url: str, tmp_path: Path
-) -> None:
+def test_two_nights_at_once_score_every_photo_once(commands: object, broker_url: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     upgrade(url)
     photos = make_photos(tmp_path / "photos", 100)
@@ -47,9 +45,12 @@ def test_two_nights_at_once_are_harmless_and_the_second_has_nothing_left(
         command.replace("/opt/qsit/bin/", f"{BIN}/").replace("/photos", str(photos)) for command in commands()
     )
     variables = {
-        "QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(photos), "QSIT_DEVICE": "cpu",
+        "QSIT_BROKER_URL": broker_url,
+        "QSIT_MODEL": "demo",
+        "QSIT_ROOTS": str(photos),
+        "QSIT_DEVICE": "cpu",
         "NULL_BATCH_S": "0.1",
-    }  # fmt: skip
+    }
     own = environment(url, variables)
     worker = (sys.executable, "-m", "tests.support.null_worker")
 
@@ -57,7 +58,7 @@ def test_two_nights_at_once_are_harmless_and_the_second_has_nothing_left(
         tonight = nightly.replace("night-", "tonight-")
         nights = [
             subprocess.Popen(command, shell=True, env=own, cwd=os.sep, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for command in (nightly, tonight, nightly)  # one of them twice, as somebody may start it by hand
+            for command in (nightly, tonight, nightly)  # one of them twice, as when somebody starts it by hand
         ]
         said = [night.communicate(timeout=240) for night in nights]
     assert [night.returncode for night in nights] == [0, 0, 0], said

@@ -19,6 +19,7 @@ from models import db
 from models.tables import ItemRow, ScoreRow
 from tests.support.paths import EXAMPLES
 from tests.support.programs import BIN, QSIT, environment, family, kill, make_photos, named, run, started, until
+from tests.support.records import HOSTILE
 
 EXAMPLE_COUNT = 10
 
@@ -44,7 +45,7 @@ def scores_in(database_url: str) -> int:
 
 
 def attempts_in(database_url: str) -> list[tuple[str, int]]:
-    """How many items are in each state."""
+    """Return how many items are in each state."""
     engine = db.connect(database_url)
     with db.reading(engine) as connection:
         rows = connection.execute(
@@ -79,15 +80,15 @@ def test_a_folder_is_scored_once_and_rescored_on_request(sqlite_url: str) -> Non
     assert family(sqlite_url) == []
 
 
-def test_the_demo_puts_the_spoilt_examples_at_the_bottom(sqlite_url: str) -> None:
+def test_the_demo_model_scores_the_degraded_examples_lowest(sqlite_url: str) -> None:
     run("score", str(EXAMPLES), "--model", "demo", database_url=sqlite_url)
 
     lines = run("results", "--format", "jsonl", database_url=sqlite_url).stdout.splitlines()
     rows = [json.loads(line) for line in lines]
 
-    spoilt = {"astronaut_blurred", "cat_compressed", "coffee_noisy", "rocket_underexposed"}
-    assert {Path(row["uri"]).stem for row in rows[: len(spoilt)]} == spoilt
-    assert rows[len(spoilt) - 1]["score"] < 0.4 < 0.5 < rows[len(spoilt)]["score"]
+    degraded = {"astronaut_blurred", "cat_compressed", "coffee_noisy", "rocket_underexposed"}
+    assert {Path(row["uri"]).stem for row in rows[: len(degraded)]} == degraded
+    assert rows[len(degraded) - 1]["score"] < 0.4 < 0.5 < rows[len(degraded)]["score"]
 
 
 def test_the_pixels_are_upright_unless_taken_as_stored(sqlite_url: str, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_two_at_once_on_one_database_both_finish(sqlite_url: str, tmp_path: Path
     assert family(sqlite_url) == []
 
 
-def test_after_kill_9_of_everything_the_same_command_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+def test_after_sigkill_of_everything_the_same_command_continues(sqlite_url: str, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 200)
     command = (QSIT, "score", str(folder), "--model", "demo")
     with started(*command, database_url=sqlite_url, log=tmp_path / "log", QSIT_BATCH_TOKENS="100") as process:
@@ -142,9 +143,9 @@ def test_after_kill_9_of_everything_the_same_command_goes_on(sqlite_url: str, tm
     assert family(sqlite_url) == []
 
 
-def test_a_killed_producer_takes_its_worker_and_broker_along(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_killed_qsit_score_takes_its_worker_and_broker_along(sqlite_url: str, tmp_path: Path) -> None:
     if sys.platform != "linux":
-        pytest.skip("only Linux tells a process of its parent's death")
+        pytest.skip("only Linux kills a process when its parent dies")
     folder = make_photos(tmp_path / "photos", 200)
     command = (QSIT, "score", str(folder), "--model", "demo")
     with started(*command, database_url=sqlite_url, log=tmp_path / "log") as process:
@@ -154,7 +155,7 @@ def test_a_killed_producer_takes_its_worker_and_broker_along(sqlite_url: str, tm
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(
+def test_an_interrupted_run_ends_its_processes_and_says_how_to_continue(
     sqlite_url: str, tmp_path: Path, name: str, status: int
 ) -> None:
     folder = make_photos(tmp_path / "photos", 200)
@@ -167,7 +168,7 @@ def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(
         assert process.wait(60) == status
 
     words = log.read_text()
-    assert "run the same command again to go on" in words
+    assert "run the same command again to continue" in words
     assert "Traceback" not in words
     assert family(sqlite_url) == []
     assert 0 < scores_in(sqlite_url) < 200
@@ -193,9 +194,7 @@ def test_a_worker_or_broker_that_is_killed_is_started_again(sqlite_url: str, tmp
 
 
 @pytest.mark.parametrize("victim", ["-m worker", "valkey-server"])
-def test_what_dies_again_and_again_with_nothing_done_ends_the_run_in_one_line(
-    sqlite_url: str, tmp_path: Path, victim: str
-) -> None:
+def test_repeated_deaths_without_progress_end_the_run_in_one_line(sqlite_url: str, tmp_path: Path, victim: str) -> None:
     log = tmp_path / "log"
     with started(QSIT, "score", str(EXAMPLES), "--model", "demo", database_url=sqlite_url, log=log) as process:
         while process.poll() is None:
@@ -222,10 +221,13 @@ def test_a_fleet_on_a_redis_by_url_scores_every_photo_once(database_url: str, br
     with (
         started(QSIT, "worker", database_url=database_url, log=tmp_path / "1.log", cwd=elsewhere, **variables) as one,
         started(
-            str(BIN / "celery"), "-A", "worker.app", "worker", "-l", "INFO",
-            database_url=database_url, log=tmp_path / "2.log", cwd=tmp_path, **variables,
+            *(str(BIN / "celery"), "-A", "worker.app", "worker", "-l", "INFO"),
+            database_url=database_url,
+            log=tmp_path / "2.log",
+            cwd=tmp_path,
+            **variables,
         ) as two,
-    ):  # fmt: skip
+    ):
         until(lambda: all("loaded on cpu" in (tmp_path / log).read_text() for log in ("1.log", "2.log")))
         submitted = run("submit", str(folder), "--name", "night", database_url=database_url, **variables)
         job = submitted.stdout.strip()
@@ -250,7 +252,7 @@ def test_a_fleet_on_a_redis_by_url_scores_every_photo_once(database_url: str, br
     assert family(database_url) == []
 
 
-def test_sigterm_to_every_process_of_a_worker_hands_back_what_it_holds(
+def test_sigterm_to_every_process_of_a_worker_releases_its_chunks(
     sqlite_url: str, broker_url: str, tmp_path: Path
 ) -> None:
     folder = make_photos(tmp_path / "photos", 200)
@@ -272,7 +274,7 @@ def test_sigterm_to_every_process_of_a_worker_hands_back_what_it_holds(
     assert (status["running"], status["queued"] + status["scored"]) == (0, 200)
 
 
-def test_what_cannot_be_scored_fails_with_its_reason_and_nothing_else_does(sqlite_url: str, tmp_path: Path) -> None:
+def test_each_bad_photo_fails_with_its_reason_and_no_other_does(sqlite_url: str, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 3)
     (folder / "text.jpg").write_text("no photo")
     (folder / "empty.jpg").touch()
@@ -306,8 +308,29 @@ def test_what_cannot_be_scored_fails_with_its_reason_and_nothing_else_does(sqlit
     assert "4 skipped (failed before, unchanged)" in again.stderr
 
 
+def test_no_file_name_reaches_a_terminal_raw(sqlite_url: str, tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "photos", 1)
+    (folder / "00000.png").rename(folder / HOSTILE)
+    (folder / f"broken {HOSTILE}").write_text("no photo")
+    sources = tmp_path / "list"
+    sources.write_bytes(
+        b"\0".join(os.fsencode(folder / name) for name in (HOSTILE, f"broken {HOSTILE}", f"no {HOSTILE}"))
+    )
+
+    done = run("score", "--files-from", str(sources), "-0", "--model", "demo", database_url=sqlite_url, check=3)
+    table = run("results", database_url=sqlite_url).stdout
+    failed = run("failures", database_url=sqlite_url).stdout
+    status = run("status", database_url=sqlite_url).stdout
+
+    for text in (done.stderr, table, failed, status):
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert "owned" in done.stderr, "the summary shows the only scored photo"
+    assert (table.count("\n"), failed.count("\n")) == (2, 2)
+    assert run("results", "--format", "paths", database_url=sqlite_url).stdout == f"{folder / HOSTILE}\n"
+
+
 def slow_to_decode(scans: int) -> bytes:
-    """A progressive JPEG of 330 kB whose last scan is there again and again: each takes 15 ms and more."""
+    """Return a progressive JPEG of 330 kB that repeats its last scan, which takes 15 ms or more to decode."""
     file = io.BytesIO()
     Image.new("L", (4000, 4000), 128).save(file, "JPEG", progressive=True)
     data = file.getvalue()
@@ -315,7 +338,7 @@ def slow_to_decode(scans: int) -> bytes:
     return data[:-2] + last * scans + b"\xff\xd9"
 
 
-def test_a_photo_that_takes_too_long_to_decode_fails_and_the_rest_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_photo_that_takes_too_long_to_decode_fails_alone(sqlite_url: str, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 5)
     (folder / "00002.jpg").write_bytes(slow_to_decode(scans=3000))
 
@@ -330,13 +353,16 @@ def test_a_photo_that_takes_too_long_to_decode_fails_and_the_rest_goes_on(sqlite
     assert family(sqlite_url) == []
 
 
-def test_results_pipe_and_a_closed_pipe_is_silent(sqlite_url: str, tmp_path: Path) -> None:
+def test_results_into_a_closed_pipe_are_silent(sqlite_url: str, tmp_path: Path) -> None:
     run("score", str(make_photos(tmp_path / "photos", 30)), "--model", "demo", database_url=sqlite_url)
 
     piped = subprocess.run(
         f"{QSIT} results --format paths | head -n 1",
-        shell=True, env=environment(sqlite_url, {}), capture_output=True, text=True,
-    )  # fmt: skip
+        shell=True,
+        env=environment(sqlite_url, {}),
+        capture_output=True,
+        text=True,
+    )
 
     assert all("demo" in line for line in piped.stderr.splitlines())
     assert piped.stdout.count("\n") == 1

@@ -1,74 +1,17 @@
-"""The command line against its README, and without torch."""
+"""The command line: its mistakes, its streams, and what it imports."""
 
-import re
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 
-from producer.cli.commands import cli
+from migrations.upgrade import upgrade
 from producer.cli.main import run
 from producer.interrupts import Interrupted
-from tests.support.paths import ROOT
 from tests.support.programs import QSIT, environment
-
-README = (ROOT / "README.md").read_text()
-
-
-def commands(group: click.Group, prefix: str = "qsit") -> dict[str, click.Command]:
-    found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
-        path = f"{prefix} {name}"
-        found |= commands(command, path) if isinstance(command, click.Group) else {path: command}
-    return found
-
-
-def options(command: click.Command) -> set[str]:
-    return {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
-
-
-def test_every_command_and_option_is_in_the_readme() -> None:
-    for path, command in commands(cli).items():
-        assert f"`{path}" in README or f"{path} " in README, path
-        for name in options(command):
-            assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", README), (path, name)
-
-
-def test_every_command_and_option_of_the_readme_exists() -> None:
-    known = commands(cli)
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.S) + re.findall(r"`([^`\n]+)`", README)
-    used = {name for block in blocks for name in re.findall(r"(?:^|\s)qsit ((?:db )?[a-z]+)", block)}
-    assert used >= {
-        "score",
-        "submit",
-        "questions",
-        "worker",
-        "status",
-        "wait",
-        "recover",
-        "failures",
-        "results",
-        "db upgrade",
-    }
-    assert {f"qsit {name}" for name in used} <= set(known)
-    every = set().union(*(options(command) for command in known.values())) | {"--help", "--version"}
-    named = {name for block in blocks for name in re.findall(r"(?<![\w-])--[a-z][a-z-]+", block)}
-    assert named <= every, named - every
-
-
-def test_every_setting_is_in_the_readme_and_the_other_way_round() -> None:
-    from qsit.settings import Settings
-
-    ours = {f"QSIT_{name}".upper() for name in Settings.model_fields if not name.startswith("private_")}
-    assert ours == set(re.findall(r"QSIT_[A-Z0-9_]+[A-Z]", README))
-
-
-def test_every_reason_is_in_the_readme() -> None:
-    from qsit.states import Reason
-
-    assert all(f"`{reason}`" in README for reason in Reason)
+from tests.support.records import HOSTILE
 
 
 def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:
@@ -83,7 +26,7 @@ def test_listing_submitting_and_querying_import_no_torch_and_no_boto3() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_line_alone_imports_neither_celery_nor_pillow_nor_alembic() -> None:
+def test_the_command_line_alone_imports_no_torch_no_alembic_and_no_huggingface_hub() -> None:
     code = (
         "import sys, producer.cli.commands; print(sorted({'alembic', 'huggingface_hub', 'torch'} & set(sys.modules)))"
     )
@@ -100,17 +43,18 @@ def test_the_command_line_alone_imports_neither_celery_nor_pillow_nor_alembic() 
         (["score", "/no/such/folder", "--model", "demo"], 1, "there is no /no/such/folder"),
         (["score", "gs://bucket/x", "--model", "demo"], 1, "gs:// sources are not read"),
         (["score", "s3://", "--model", "demo"], 1, "names no bucket"),
-        (["score", "/tmp", "--ask", ""], 2, "it is empty"),
-        (["submit", "/tmp", "--ask-below", "0.5"], 2, "--ask-below is about questions"),
+        (["score", "/tmp", "--ask", ""], 2, "the question is empty"),
+        (["submit", "/tmp", "--ask-below", "0.5"], 2, "--ask-below needs a question"),
         (["score", "/tmp", "--scale", "0-10"], 2, "is not one of"),
+        (["score", "/tmp", "--scale", "0-100"], 2, "is not one of"),
         (["score", "/tmp", "--model", "/no/model"], 1, "there is no model folder /no/model"),
         (["score", "/tmp", "--model", "demo", "--revision", "other"], 1, "leave --revision out"),
         (["score", "/tmp", "--max-failed", "many"], 2, "a number of photos"),
         (["score", "--files-from", "/no/list", "--model", "demo"], 1, "cannot read the list /no/list: No such file"),
         (["score", "/tmp", "--column", "uri", "--model", "demo"], 2, "the list of --files-from; name one"),
         (["score", "--files-from", "-", "-0", "--column", "uri"], 2, "-0 is of lists without"),
-        (["score", "/tmp", "--name", "\udcff"], 2, "bytes that are no text"),
-        (["score", "/tmp", "--name", "7"], 2, "taken for a job's number; write, say, job-7"),
+        (["score", "/tmp", "--name", "\udcff"], 2, "it contains invalid UTF-8"),
+        (["score", "/tmp", "--name", "7"], 2, "write, for example, job-7"),
         (["prune", "--older-than", "nan"], 2, "not a valid integer"),
         (["prune", "--older-than", "1000000"], 2, "0<=x<=36500"),
         (["results"], 1, "there is no database"),
@@ -128,7 +72,33 @@ def test_a_mistake_ends_in_one_line_and_its_status(
     assert words in capfd.readouterr().err
 
 
-def test_an_empty_folder_is_said_to_be_empty(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", f"/no/such/{HOSTILE}", "--model", "demo"],
+        ["score", "--files-from", f"/no/such/{HOSTILE}", "--model", "demo"],
+        ["results", "--output", f"/no/such/{HOSTILE}"],
+        ["results", HOSTILE],
+        ["status", HOSTILE],
+        [HOSTILE],
+    ],
+)
+def test_an_argument_reaches_the_terminal_escaped(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("QSIT_DATABASE_URL", url := f"sqlite:///{tmp_path}/qsit.db")
+    upgrade(url)
+
+    assert run(arguments) != 0
+
+    error = capfd.readouterr().err
+    assert "owned" in error
+    assert all(line.isprintable() for line in error.split("\n"))
+
+
+def test_an_empty_folder_is_reported_with_the_endings_of_its_files(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "notes.xyz").touch()
 
     assert run(["score", str(tmp_path), "--model", "demo"]) == 1
@@ -141,10 +111,7 @@ def test_an_empty_folder_is_said_to_be_empty(capfd: pytest.CaptureFixture[str], 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [
-        ("QSIT_DATABASE_URL", "mysql://me:secret@host/x"),
-        ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x"),
-    ],
+    [("QSIT_DATABASE_URL", "mysql://me:secret@host/x"), ("QSIT_DATABASE_URL", "postgresql://me:secret@127.0.0.1:9/x")],
 )
 def test_passwords_are_not_shown(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
@@ -204,7 +171,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
         ("> /dev/full", 1, "qsit: writing the output: No space left"),
     ],
 )
-def test_closed_and_full_streams_are_no_crash(tmp_path: Path, redirection: str, status: int, words: str) -> None:
+def test_closed_and_full_streams_end_in_order(tmp_path: Path, redirection: str, status: int, words: str) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     assert subprocess.run([QSIT, "db", "upgrade"], env=environment(url, {}), capture_output=True).returncode == 0
     command = f"{QSIT} results --format csv {redirection}"
@@ -213,6 +180,19 @@ def test_closed_and_full_streams_are_no_crash(tmp_path: Path, redirection: str, 
 
     assert (done.returncode, done.stderr.strip().startswith(words)) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["questions"], ["wait", "--help"], ["results"]])
+def test_a_closed_pipe_is_silent_and_no_failure(tmp_path: Path, arguments: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    done = subprocess.run([QSIT, *arguments], env=environment(url, {}), stdout=writer, stderr=subprocess.PIPE)
+
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_interrupt_while_it_is_still_starting_is_quiet() -> None:

@@ -225,8 +225,8 @@ def test_the_ledger_keeps_the_longest_question_that_can_be_asked(engine: Engine,
     folder = str(make_photos(tmp_path / "photos", 1))
     text = "美" * 828 + "??"
 
-    asked = question_files.wanted([text], None)
+    asked = question_files.parse_questions([text], None)
 
     assert job_of(engine, Request((folder,), model="demo", questions=asked)).asks
     with pytest.raises(UsageError, match="more than 2,500 bytes"):
-        question_files.wanted([text + "?"], None)
+        question_files.parse_questions([text + "?"], None)

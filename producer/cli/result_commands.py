@@ -1,0 +1,128 @@
+"""The commands that print results, failures and questions."""
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from models import db
+from models.ledger import jobs
+from models.queries.failures import list_failures
+from models.queries.pagination import ResultFilter
+from models.queries.results import Result, find_results, question_names
+from producer import export, question_files
+from producer.cli import options
+from producer.exit_codes import ExitCode
+from producer.formatting import DEMO_NOTE
+from producer.notices import NoticePrinter
+from qsit import settings
+from qsit.checkpoints import DEMO, full_name
+from qsit.errors import UsageError
+from qsit.questions import BUILTIN_QUESTIONS
+from qsit.sources import uris
+
+
+@click.command()
+@options.output_format("table", "json")
+def questions(form: str) -> int:
+    """List the ready questions, which --ask takes by name. The last of their choices is the best."""
+    ready = list(BUILTIN_QUESTIONS.values())
+    if form == "json":
+        click.echo(json.dumps([question_files.record(question) for question in ready]))
+    else:
+        click.echo("\n".join(question_files.lines(ready)))
+    return ExitCode.OK
+
+
+@click.command()
+@options.job
+@options.output_format("table", "jsonl", "csv")
+def failures(job: str | None, form: str) -> int:
+    """List the failed photos of a job (default: the latest), and why."""
+    engine = db.open_ledger(settings.load().database_url)
+    export.write_failures(list_failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    return ExitCode.OK
+
+
+@click.command()
+@click.option("--job", help="Show only scores from this job.")
+@click.option("--model", help="Show only scores from this model.")
+@click.option(
+    "--under", metavar="PREFIX", help="Show only photos in this folder, or whose path or URI begins with PREFIX."
+)
+@click.option("--min", "min_score", type=click.FloatRange(0, 1), help="Show only scores (0 to 1) of at least this.")
+@click.option("--max", "max_score", type=click.FloatRange(0, 1), help="Show only scores (0 to 1) of at most this.")
+@click.option(
+    "--sort",
+    type=click.Choice(["score", "-score", "uri", "-scored_at"]),
+    default="score",
+    show_default=True,
+    help="Sort by this field. A minus sign reverses the order.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Show at most this many results.")
+@click.option("--all-versions", is_flag=True, help="Also show scores of earlier versions of photos.")
+@click.option("--answers", is_flag=True, help="Also show the answers to questions.")
+@options.scale
+@options.output_format("table", "jsonl", "csv", "paths")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
+def results(
+    job: str | None,
+    model: str | None,
+    under: str | None,
+    answers: bool,
+    scale: str,
+    form: str,
+    output: Path | None,
+    **filters: Any,
+) -> int:
+    """Show the scores of photos, the worst first.
+
+    Each photo is shown at its current version.
+    """
+    engine = db.open_ledger(settings.load().database_url)
+    wanted = ResultFilter(
+        under=None if under is None else uris.prefix_of(under),
+        job=None if job is None else jobs.find_job(engine, job),
+        model=None if model is None else full_name(model),
+        answers=answers and form != "paths",
+        **filters,
+    )
+    names: list[str] | None = None
+    if wanted.answers:
+        names = question_names(engine, wanted) if form == "csv" else []
+        if output is None and isinstance(sys.stdout, io.TextIOWrapper):
+            # the locale may lack letters that answers have
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    models: set[str] = set()
+    with _opened_output(output) as file:
+        export.write_results(_collect_models(find_results(engine, wanted), models), form, scale, file, names)
+    if DEMO in models:
+        NoticePrinter().say(f"note: {DEMO_NOTE}")
+    return ExitCode.OK
+
+
+def _collect_models(results: Iterable[Result], models: set[str]) -> Iterator[Result]:
+    """Pass results on, and add their models to a set."""
+    for result in results:
+        models.add(result.model)
+        yield result
+
+
+@contextlib.contextmanager
+def _opened_output(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+COMMANDS = (questions, failures, results)
