@@ -139,7 +139,7 @@ def test_kept_tokens_have_the_weight_of_all(made: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 1.5}, {"jitter": -1.0}])
-def test_an_impossible_share_of_tokens_is_refused(made: Path, tmp_path: Path, wrong: dict[str, float]) -> None:
+def test_an_impossible_share_of_tokens_is_refused(made: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="keep must be"):
         run(made, tmp_path / "out", replace(FROZEN, **wrong))
 
@@ -156,11 +156,14 @@ def test_every_epoch_is_validated_and_the_last_one_is_saved(
     train(made / "blank", entries, tmp_path, Plan(epochs=3, batch=4, rate=3e-3), validation=entries)
 
     lines = [line for line in capsys.readouterr().out.splitlines() if "validation" in line]
-    model, scores, opinions = QSit.load(str(tmp_path)), [], []
+    model = QSit.load(str(tmp_path))
+    scores: list[float] = []
+    opinions: list[float] = []
     for entry in entries:
         if entry.question == PROMPT:
             with Image.open(entry.image) as photo:
                 scores += [score.value for score in model.score([model.prepare(photo)])]
+            assert entry.opinion is not None
             opinions.append(entry.opinion)
     assert len(lines) == 3
     assert lines[-1].endswith(f"SRCC {measure_agreement(scores, opinions).srcc:.3f}")

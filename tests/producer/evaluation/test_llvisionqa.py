@@ -48,23 +48,17 @@ def test_an_entry_becomes_a_question_with_its_choices_listed(tmp_path: Path) -> 
 
 
 def test_unusable_entries_are_skipped_and_counted(tmp_path: Path) -> None:
-    unreadable: list[object] = [
-        7,
-        {},
-        {"img_path": 3, "question": "?", "candidates": ["a"], "correct_ans": "a"},
-        *(
-            ENTRY | changed
-            for changed in (
-                {"img_path": " "},
-                {"question": None},
-                {"question": " "},
-                {"candidates": "Fair"},
-                {"candidates": []},
-                {"candidates": [1, "Fair"]},
-                {"candidates": ["Fair"] * 27},
-            )
-        ),
+    changes: list[dict[str, Any]] = [
+        {"img_path": " "},
+        {"question": None},
+        {"question": " "},
+        {"candidates": "Fair"},
+        {"candidates": []},
+        {"candidates": [1, "Fair"]},
+        {"candidates": ["Fair"] * 27},
     ]
+    number = {"img_path": 3, "question": "?", "candidates": ["a"], "correct_ans": "a"}
+    unreadable = [7, {}, number, *(ENTRY | changed for changed in changes)]
     without_key = [ENTRY | {"correct_ans": None}, ENTRY | {"correct_ans": ""}]
     not_listed = [ENTRY | {"correct_ans": "Excellent"}, ENTRY | {"correct_ans": ["Fair"]}, ENTRY | {"correct_ans": 1}]
 
@@ -109,7 +103,7 @@ def test_a_reply_names_a_choice_by_letter_or_words(tmp_path: Path, reply: str, c
 
 
 def test_right_answers_are_counted_by_kind(tmp_path: Path) -> None:
-    kinds = [{"type": 0}, {"type": 0}, {"type": 2}, {"type": None, "concern": "x"}]
+    kinds: list[dict[str, Any]] = [{"type": 0}, {"type": 0}, {"type": 2}, {"type": None, "concern": "x"}]
     items, _ = read(tmp_path, [ENTRY | changed for changed in kinds])
     tally = Tally()
     assert tally.accuracy is None

@@ -33,12 +33,13 @@ def touch(path: Path) -> str:
 def test_a_photo_is_found_by_its_path(engine: Engine, tmp_path: Path, form: str) -> None:
     uri = touch(tmp_path / "koniq" / "a b.jpg")
     record_scores(engine, {uri: 0.25, "file:///elsewhere/a%20b.jpg": 0.75})
-    path, images = {
+    forms: dict[str, tuple[str, Path | str]] = {
         "relative": ("a b.jpg", tmp_path / "koniq"),
         "absolute": (str(tmp_path / "koniq" / "a b.jpg"), "/nowhere"),
         "uri": (uri, "/nowhere"),
         "in a folder": ("koniq/a b.jpg", tmp_path),
-    }[form]
+    }
+    path, images = forms[form]
 
     found = match_all(engine, [Label(path, 3.0)], images)
 
