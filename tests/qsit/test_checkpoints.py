@@ -160,7 +160,7 @@ def test_a_home_that_does_not_exist_is_refused_in_one_line() -> None:
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path: Path) -> None:
-    assert refused("resolve", str(tmp_path)) == f"{tmp_path} is no checkpoint: it has no config.json"
+    assert refused("resolve", str(tmp_path)) == f"{tmp_path} is not a checkpoint: it has no config.json"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its mode")
@@ -234,7 +234,7 @@ def test_a_revision_that_is_not_cached_is_refused_in_one_line_offline(cache: Pat
 
 @pytest.mark.parametrize("name", ["owner/na me", "owner/..", "-/-"])
 def test_what_can_be_no_hub_id_is_refused_in_one_line(name: str) -> None:
-    assert refused("resolve", name) == f"{name} is neither a model folder nor a Hub id (owner/name) nor demo"
+    assert refused("resolve", name) == f"{name} is not a model folder, a Hub id (owner/name) or demo"
 
 
 @contextmanager
@@ -268,9 +268,9 @@ def server(status: int, code: str = "") -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (404, "RepoNotFound", "the Hub has no model owner/other (or it is private: set HF_TOKEN)"),
-        (401, "RepoNotFound", "the Hub has no model owner/other (or it is private: set HF_TOKEN)"),
-        (403, "GatedRepo", "the Hub wants you to accept the terms of owner/other first, then set HF_TOKEN"),
+        (404, "RepoNotFound", "the Hub has no model owner/other; if it is private, set HF_TOKEN"),
+        (401, "RepoNotFound", "the Hub has no model owner/other; if it is private, set HF_TOKEN"),
+        (403, "GatedRepo", "the Hub requires you to accept the terms of owner/other; accept them, then set HF_TOKEN"),
         (404, "RevisionNotFound", "the model owner/other has no such revision; leave --revision out for the newest"),
         (500, "", "owner/other is not in the local cache and the Hub cannot be reached"),
         (400, "", "downloading owner/other from the Hub failed"),
@@ -323,8 +323,8 @@ def test_neither_torch_nor_transformers_is_imported_for_a_name() -> None:
         ('{"weight_map": {"a": "../model.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"a": "/etc/model.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"a": 1}}', "outside its folder"),
-        ('{"weight_map": []}', "no index"),
-        ("no json", "no index"),
+        ('{"weight_map": []}', "not an index"),
+        ("no json", "not an index"),
     ],
 )
 def test_an_index_of_weights_names_files_of_its_own_folder_only(tmp_path: Path, content: str, words: str) -> None:
