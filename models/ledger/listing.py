@@ -70,6 +70,23 @@ def begin_listing(engine: Engine, job_id: int) -> bool:
         return taken.rowcount == 1
 
 
+def renew_listing(engine: Engine, job_id: int) -> None:
+    """
+    Say that this process still lists a job. Call it more often than every LISTER_S seconds.
+
+    Raises:
+        LeaseLost: when another process lists the job now.
+    """
+    with writing(engine) as connection:
+        renewed = connection.execute(
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.lister == identity(), JobRow.listed_at.is_(None))
+            .values(lister_until=now_s() + LISTER_S)
+        )
+    if renewed.rowcount != 1:
+        raise LeaseLost(f"another process lists job {job_id} now")
+
+
 _ASKS = exists().where(JobQuestionRow.job_id == JobRow.id).correlate(JobRow).label("asks")
 
 
