@@ -35,7 +35,9 @@ from models.tables import ScoreRow, WorkerRow
 from producer.monitor import POLL_S
 from producer.submit import Request, opened
 from qsit import settings
-from qsit.sources.source import Listing, Reader
+from qsit.sources.listing import Listing
+from qsit.sources.reader import Reader
+from qsit.sources.source import parse_source
 from qsit.states import JobState, WorkerState
 from tests.support import null_worker
 from tests.support.chaos import JOB, Fleet, broker_of, fleet, state_of
@@ -227,7 +229,7 @@ def steps(folder: Path, budget: int) -> tuple[float, float]:
     os.environ["NULL_BATCH_S"] = "0"
     model = null_worker.QSit()
     reader = Reader([str(folder)], mounted=True)
-    found = list(Listing().walk(str(folder)))
+    found = list(parse_source(str(folder)).walk(Listing()))
     items = [ClaimedItem(index, each.uri, each.version, False) for index, each in enumerate(found)]
 
     def prepare(item: ClaimedItem, decoding: Callable[[], None]) -> PreparedPhoto:

@@ -25,7 +25,7 @@ from qsit import checkpoints, process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from qsit.rating import AS_STORED
 from qsit.settings import Settings
-from qsit.sources.source import Reader
+from qsit.sources.reader import Reader
 from qsit.states import UNKNOWN_VERSION, WorkerState
 from worker import dispatch, memory
 from worker.imaging.decode import decode

@@ -35,7 +35,7 @@ from producer.submit import opened
 from qsit import settings
 from qsit.errors import UsageError
 from qsit.questions import BUILTIN_QUESTIONS
-from qsit.sources import uris
+from qsit.sources.source import parse_source, parse_uri_pattern
 from qsit.states import JobState
 from worker.launch import COMMAND, SAFE_PATH
 
@@ -105,7 +105,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
         if value is not None:
             os.environ[variable] = value
     if roots:
-        os.environ["QSIT_ROOTS"] = json.dumps([uris.full_name(root) for root in roots])
+        os.environ["QSIT_ROOTS"] = json.dumps([parse_source(root).name for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | SAFE_PATH)  # noqa: S606 -- signals reach it as they reached this
 
 
@@ -187,7 +187,11 @@ def failures(job: str | None, form: str) -> int:
 @cli.command()
 @click.option("--job", help="Computed by this job.")
 @click.option("--model", help="Of this model.")
-@click.option("--under", metavar="PREFIX", help="Of photos in this folder, or whose URI begins so.")
+@click.option(
+    "--under",
+    metavar="PREFIX",
+    help="Of photos in this folder, or whose URI begins with this, if it ends with a *.",
+)
 @click.option("--min", "min_score", type=click.FloatRange(0, 1), help="Of at least this score, 0..1.")
 @click.option("--max", "max_score", type=click.FloatRange(0, 1), help="Of at most this score, 0..1.")
 @click.option("--sort", type=click.Choice(["score", "-score", "uri", "-scored_at"]), default="score", show_default=True)
@@ -208,7 +212,7 @@ def results(
 
     engine = db.open_ledger(settings.load().database_url)
     if under is not None:
-        under = uris.prefix_of(under)
+        under = parse_uri_pattern(under)
     wanted = ResultFilter(
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else checkpoints.full_name(model),

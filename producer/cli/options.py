@@ -13,6 +13,7 @@ from producer.submit import Request
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
 from qsit.settings import Settings
+from qsit.sources.source import parse_source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +37,7 @@ def arguments(command: F) -> F:
         click.option("--as-stored", is_flag=True, help="Take the pixels as the file has them: not turned, no profile."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders so named."),
         click.option("--files-from", metavar="FILE|-", help="A list of files and folders, one a line."),
-        click.option("--column", metavar="NAME", help="The list is CSV or TSV; the column with the paths."),
+        click.option("--column", metavar="NAME", help="The list is CSV; the column with the paths."),
         click.option("-0", "null_separated", is_flag=True, help="The list is separated by NUL bytes."),
         click.option("--priority", type=click.IntRange(-1_000_000, 1_000_000), default=0, show_default=True,
                      help="Higher goes first."),
@@ -61,8 +62,9 @@ def request(
         if value is not None and not asked:
             raise UsageError(f"{name} is about questions; give one with --ask or --ask-file")
     options["model"] = options["model"] or chosen.model
-    if options["revision"] is None and options["model"] == chosen.model:
-        options["revision"] = chosen.revision
+    if options["revision"] is None:
+        options["revision"] = chosen.revision_for(options["model"])
+    options["sources"] = tuple(map(parse_source, options["sources"]))
     return Request(questions=asked, **options)
 
 

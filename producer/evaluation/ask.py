@@ -15,7 +15,7 @@ from producer.monitor import PLAIN_LINES_S
 from qsit.errors import ImageError
 from qsit.questions import Answer, Question
 from qsit.rating import Score
-from qsit.sources.filters import check_bytes
+from qsit.sources.photo import check_bytes
 from qsit.states import Reason
 from worker.imaging.decode import decode
 from worker.inference.tiles import Prepared

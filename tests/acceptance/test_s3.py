@@ -71,6 +71,9 @@ def test_a_prefix_of_thousands_is_scored_once_and_again_what_has_changed(
 
     uri = "s3://photos/library/00042.png"
     assert len(rows(sqlite_url)) == PHOTOS
+    assert len(rows(sqlite_url, "--under", "s3://photos/library")) == PHOTOS
+    assert rows(sqlite_url, "--under", "s3://photos/lib") == []
+    assert len(rows(sqlite_url, "--under", "s3://photos/lib*")) == PHOTOS
     [current] = rows(sqlite_url, "--under", uri)
     both = rows(sqlite_url, "--under", uri, "--all-versions", "--sort", "-scored_at")
     assert [row["job"] for row in both] == [3, 1]
@@ -83,9 +86,9 @@ def test_bare_keys_are_settled_by_the_version_they_turn_out_to_have(
     sqlite_url: str, root: Path, tmp_path: Path
 ) -> None:
     bucket = make_photos(root / "photos", 5)
-    keys = tmp_path / "keys.jsonl"
+    keys = tmp_path / "keys.csv"
     names = [*sorted(path.name for path in bucket.iterdir()), "gone.png"]
-    keys.write_text("".join(json.dumps({"uri": f"s3://photos/{name}"}) + "\n" for name in names))
+    keys.write_text("uri\n" + "".join(f"s3://photos/{name}\n" for name in names))
     with rclone(root, tmp_path / "rclone.log") as url:
         variables = {**KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": url}
         of_list = ("score", "--files-from", str(keys), "--column", "uri", "--model", "demo", "--max-failed", "1")

@@ -9,8 +9,10 @@ import pytest
 
 from qsit.errors import ImageError, SourceError, WorkerFault
 from qsit.sources import s3_client, s3_reader
-from qsit.sources.filters import ListedPhoto
-from qsit.sources.source import Listing, Reader
+from qsit.sources.listing import Listing
+from qsit.sources.photo import ListedPhoto
+from qsit.sources.reader import Reader
+from qsit.sources.source import parse_source
 from qsit.states import UNKNOWN_VERSION, Reason
 from tests.support import s3_servers
 from tests.support.s3_servers import KEYS, NO_OTHERS, Answer, Moto, cut, refused, reset, silent, stalled
@@ -39,8 +41,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (KEYS | NO_OTHERS).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3_reader, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_reader, "MAX_ATTEMPTS", 2)
 
 
 def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
@@ -51,11 +53,11 @@ def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
 
 def listed(moto: Moto, source: str, listing: Listing | None = None, *, of_list: bool = False) -> list[str]:
     listing = listing or Listing(endpoint_url=moto.url)
-    return [found.uri for found in listing.walk(source, of_list=of_list)]
+    return [found.uri for found in parse_source(source).walk(listing, of_list=of_list)]
 
 
 def version(moto: Moto, uri: str) -> str:
-    [found] = Listing(endpoint_url=moto.url).walk(uri)
+    [found] = parse_source(uri).walk(Listing(endpoint_url=moto.url))
     return found.version
 
 
@@ -133,7 +135,7 @@ def test_a_hidden_folder_that_is_named_itself_is_listed(moto: Moto) -> None:
 def test_odd_keys_are_listed_and_read_as_they_are(moto: Moto, key: str) -> None:
     put(moto, key)
 
-    [found] = Listing(endpoint_url=moto.url).walk("s3://photos")
+    [found] = parse_source("s3://photos").walk(Listing(endpoint_url=moto.url))
 
     assert found.uri == f"s3://photos/{key}"
     assert read(reader(moto), found.uri, found.version) == CONTENT
@@ -154,7 +156,7 @@ def test_the_version_is_the_etag_and_the_size_and_follows_the_content(moto: Moto
 def test_a_key_of_a_list_is_found_without_asking_s3(moto: Moto) -> None:
     listing = Listing(endpoint_url=moto.url)
 
-    found = list(listing.walk("s3://photos/no/such.key", of_list=True))
+    found = list(parse_source("s3://photos/no/such.key").walk(listing, of_list=True))
 
     assert found == [ListedPhoto("s3://photos/no/such.key", UNKNOWN_VERSION)]
     assert moto.asked == []
@@ -180,7 +182,7 @@ def test_more_than_a_page_is_listed(moto: Moto, monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_is_no_place_in_s3_is_refused_in_one_line(source: str) -> None:
     with pytest.raises(SourceError) as refused_source:
-        list(Listing().walk(source))
+        list(parse_source(source).walk(Listing()))
 
     assert "\n" not in str(refused_source.value)
 
@@ -202,7 +204,10 @@ LISTING_ERRORS: dict[str, tuple[Answer, str]] = {
 def test_a_bucket_that_cannot_be_listed_is_told_with_what_to_do(moto: Moto, name: str) -> None:
     moto.always, words = LISTING_ERRORS[name]
 
-    for use in (lambda: Listing(endpoint_url=moto.url).check("s3://photos/x"), lambda: listed(moto, "s3://photos")):
+    for use in (
+        lambda: parse_source("s3://photos/x").check(Listing(endpoint_url=moto.url)),
+        lambda: listed(moto, "s3://photos"),
+    ):
         with pytest.raises(SourceError, match=words) as refused_source:
             use()
         assert "\n" not in str(refused_source.value)
@@ -212,7 +217,7 @@ def test_an_error_between_two_pages_ends_the_listing(moto: Moto, monkeypatch: py
     for number in range(4):
         put(moto, f"{number}.jpg")
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    walk = Listing(endpoint_url=moto.url).walk("s3://photos")
+    walk = parse_source("s3://photos").walk(Listing(endpoint_url=moto.url))
     next(walk)
     moto.always = refused(403, "AccessDenied")
 
@@ -270,7 +275,7 @@ def test_an_object_that_changed_is_not_read(moto: Moto, heeds_conditions: bool) 
 
 def test_an_object_of_too_many_bytes_is_refused_before_its_body(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = put(moto, "a.jpg")
-    monkeypatch.setattr("qsit.sources.filters.MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("qsit.sources.photo.MAX_BYTES", len(CONTENT) - 1)
 
     with pytest.raises(ImageError) as error:
         read(reader(moto), uri, version(moto, uri))
@@ -301,7 +306,7 @@ ERRORS: dict[str, tuple[Callable[[Moto], None], Reason | None, str]] = {
     "deleted": (deleted, Reason.MISSING, "is gone"),
     "deleted in a versioned bucket": (deleted_in_a_versioned_bucket, Reason.MISSING, "is gone"),
     "archived": (archived, Reason.UNREADABLE, "restore it first"),
-    "key too long": (always(refused(400, "KeyTooLongError")), Reason.UNREADABLE, "can be no object"),
+    "key too long": (always(refused(400, "KeyTooLongError")), Reason.UNREADABLE, "key is not valid"),
     "no such bucket": (always(refused(404, "NoSuchBucket")), None, "has no s3://photos"),
     "access denied": (always(refused(403, "AccessDenied")), None, "needs the permission s3:GetObject"),
     "expired": (always(refused(400, "ExpiredToken")), None, "have expired; renew them"),
@@ -320,11 +325,9 @@ ERRORS: dict[str, tuple[Callable[[Moto], None], Reason | None, str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_is_laid_to_the_photo_or_to_the_worker(
-    moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_every_error_is_the_photos_or_the_workers(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     happens, reason, words = ERRORS[name]
-    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     happens(moto)
@@ -349,7 +352,7 @@ TRANSIENT: dict[str, Answer] = {
 
 @pytest.mark.parametrize("name", TRANSIENT)
 def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     moto.spoil = [TRANSIENT[name]]
@@ -372,8 +375,8 @@ def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) 
 
 
 def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_reader, "READ_S", 0.2)
-    monkeypatch.setattr(s3_reader, "SLOWEST", 10**9)
+    monkeypatch.setattr(s3_reader, "READ_LIMIT_S", 0.2)
+    monkeypatch.setattr(s3_reader, "MIN_BYTES_PER_S", 10**9)
     uri = put(moto, "a.jpg")
     moto.always = stalled(0.5)
 
@@ -436,13 +439,27 @@ def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_
     opener = reader(moto)
     moto.always = only("2.jpg", TRANSIENT[name])
 
-    for _ in range(s3_reader.ROUNDS - 1):
+    for _ in range(s3_reader.MAX_OBJECT_ATTEMPTS - 1):
         with pytest.raises(WorkerFault):
             read(opener, bad, UNKNOWN_VERSION)
         assert read(opener, good, UNKNOWN_VERSION) == CONTENT
     with pytest.raises(ImageError) as error:
         read(opener, bad, UNKNOWN_VERSION)
     assert error.value.reason is Reason.UNREADABLE
+
+
+def test_a_success_forgets_earlier_failures_of_an_object(moto: Moto) -> None:
+    good, flaky = put(moto, "1.jpg"), put(moto, "2.jpg")
+    opener = reader(moto)
+    read(opener, good, UNKNOWN_VERSION)
+
+    for _ in range(2):
+        moto.always = only("2.jpg", reset)
+        for _ in range(s3_reader.MAX_OBJECT_ATTEMPTS - 1):
+            with pytest.raises(WorkerFault):
+                read(opener, flaky, UNKNOWN_VERSION)
+        moto.always = None
+        assert read(opener, flaky, UNKNOWN_VERSION) == CONTENT
 
 
 def headless(environ: object, start: Callable[..., Any], answered: object) -> list[bytes]:
@@ -493,7 +510,7 @@ def test_settings_of_boto3_that_are_wrong_fail_no_photo(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", value if variable == "AWS_ENDPOINT_URL_S3" else "https://127.0.0.1:9")
 
     with pytest.raises(SourceError) as refused_source:
-        Listing().check("s3://photos")
+        parse_source("s3://photos").check(Listing())
     with pytest.raises(WorkerFault):
         read(Reader(["s3://photos"]), "s3://photos/a.jpg", UNKNOWN_VERSION)
     assert "\n" not in str(refused_source.value)
@@ -506,18 +523,10 @@ def test_what_s3_says_in_many_lines_is_told_in_one(moto: Moto) -> None:
         listed(moto, "s3://photos")
 
 
-def test_an_entry_of_a_list_that_is_no_source_costs_only_itself() -> None:
-    listing = Listing()
-
-    for entry in ("s3://photos/a\0b.jpg", "s3://", "s3://photos/\udcff", "http://example.org/a.jpg"):
-        assert list(listing.walk(entry, of_list=True)) == []
-    assert len(listing.unreadable) == 4
-
-
 def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, other = put(moto, "a.jpg"), put(moto, "b.jpg")
     versions = version(moto, uri), version(moto, other)
-    monkeypatch.setattr(s3_reader, "REST_S", 0.5)
+    monkeypatch.setattr(s3_reader, "BUCKET_BACKOFF_S", 0.5)
     opener = reader(moto)
     moto.always = BUSY
     with pytest.raises(WorkerFault):
@@ -538,7 +547,7 @@ def test_renewed_credentials_are_found_by_a_worker_that_runs(
 ) -> None:
     file = tmp_path / "credentials"
     log = tmp_path / "log"
-    monkeypatch.setattr(s3_reader, "REST_S", 0.0)
+    monkeypatch.setattr(s3_reader, "BUCKET_BACKOFF_S", 0.0)
     for name in KEYS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
@@ -565,19 +574,19 @@ def test_no_credentials_and_no_profile_are_told(moto: Moto, monkeypatch: pytest.
         monkeypatch.delenv(name)
 
     with pytest.raises(SourceError, match=r"no credentials .* set AWS_ACCESS_KEY_ID"):
-        Listing(endpoint_url=moto.url).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=moto.url))
     with pytest.raises(WorkerFault, match="no credentials"):
         read(reader(moto), "s3://photos/a.jpg", UNKNOWN_VERSION)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(SourceError, match="nobody"):
-        Listing(endpoint_url=moto.url).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=moto.url))
 
 
 def test_a_server_that_is_not_there_is_told() -> None:
     nowhere = "http://127.0.0.1:9"
 
     with pytest.raises(SourceError, match=f"S3 at {nowhere} does not answer"):
-        Listing(endpoint_url=nowhere).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=nowhere))
     with pytest.raises(WorkerFault, match=f"S3 at {nowhere} does not answer") as fault:
         read(Reader(["s3://photos"], endpoint_url=nowhere), "s3://photos/a.jpg", UNKNOWN_VERSION)
     assert "a.jpg" not in str(fault.value), "all photos make one notice"
@@ -595,7 +604,7 @@ def test_boto3_is_loaded_for_s3_only() -> None:
     import sys
 
     code = (
-        "import sys; from qsit.sources.source import Listing, Reader;"
+        "import sys; from qsit.sources.listing import Listing; from qsit.sources.reader import Reader;"
         "Reader(['/tmp', 's3://photos']); Listing(); print('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
