@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from models.queries.results import Result
 from qsit.rating import WORDS
-from qsit.sources.uris import display_name
+from qsit.sources.uris import path_or_uri
 
 SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0), "0-100": (0.0, 100.0)}
 DEMO_NOTE = "model demo is a demo, trained on synthetic distortions: its scores are no substitute for Q-SiT's"
@@ -13,7 +13,7 @@ DEMO_NOTE = "model demo is a demo, trained on synthetic distortions: its scores 
 
 def place(uri: str) -> str:
     """A URI as people write it: local ones as paths."""
-    return display_name(uri)
+    return path_or_uri(uri)
 
 
 def in_one_line(text: str) -> str:

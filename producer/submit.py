@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -16,8 +15,9 @@ from models.retry import OnOutage, retry_while_unavailable
 from producer.batches import batch_within
 from producer.file_lists import ListFile, opened_list
 from producer.formatting import count
+from producer.lister_lease import renewed_lease
 from qsit import checkpoints
-from qsit.errors import DatabaseUnavailable, LeaseLost, SourceError, UsageError
+from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import Question
 from qsit.rating import AS_STORED, UPRIGHT
 from qsit.sources.listing import Listing
@@ -29,8 +29,6 @@ BATCH = 4000
 """The most images that are written to the ledger in one transaction."""
 FLUSH_S = 2.0
 """Seconds that listed images wait for others of their batch."""
-RENEW_S = listing.LISTER_S / 4
-"""Seconds between renewals of the lister's lease."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Lister:
             return False
         listed = 0
         try:
-            with _renewed_lease(self._engine, self.job.id) as check_lease:
+            with renewed_lease(self._engine, self.job.id) as check_lease:
                 with closing(batch_within(self._walk(), BATCH, FLUSH_S)) as batches:
                     for batch in batches:
                         self._write(batch, after_batch)
@@ -177,34 +175,6 @@ class Lister:
             return ""
         kinds = ", ".join(f"{count} {ending}" for ending, count in self.listing.ignored.most_common(3))
         return f"; passed over {kinds} (to score such a file, name it, or list it with --files-from)"
-
-
-@contextmanager
-def _renewed_lease(engine: Engine, job_id: int) -> Iterator[Callable[[], None]]:
-    """Renew the lister's lease meanwhile. Yield a function that raises LeaseLost when another process has taken it."""
-    is_done = threading.Event()
-    lost: list[LeaseLost] = []
-
-    def renew() -> None:
-        while not lost and not is_done.wait(RENEW_S):
-            try:
-                listing.renew_listing(engine, job_id)
-            except LeaseLost as error:
-                lost.append(error)
-            except DatabaseUnavailable:
-                pass  # the next renewal may succeed
-
-    def check() -> None:
-        if lost:
-            raise lost[0]
-
-    thread = threading.Thread(target=renew, name="renew lister's lease", daemon=True)
-    thread.start()
-    try:
-        yield check
-    finally:
-        is_done.set()
-        thread.join()
 
 
 def _shorten(request: Request) -> str:

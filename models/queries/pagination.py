@@ -238,7 +238,7 @@ def _no_index(column: Any, beside: Any = None) -> ColumnElement[Any]:
 
 
 def _is_under(uri: Any, pattern: str) -> list[ColumnElement[bool]]:
-    """In words that an index can use: one range."""
+    """Return the conditions as one range, which an index can use, and a rest."""
     if pattern.endswith("*"):
         return [uri >= pattern[:-1], uri < _after_prefix(pattern[:-1])]
     folder = pattern if pattern.endswith("/") else pattern + "/"

@@ -48,7 +48,7 @@ def path_name(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME)))
 
 
-def display_name(uri: str) -> str:
+def path_or_uri(uri: str) -> str:
     """Return the path of a local URI, and any other URI unchanged."""
     return str(path_of(uri)) if uri.startswith(FILE_SCHEME) else uri
 

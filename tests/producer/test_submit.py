@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select, update
 from models import db
 from models.queries.progress import Progress, job_progress
 from models.tables import ImageRow, JobRow
-from producer import question_files, submit
+from producer import lister_lease, question_files, submit
 from producer.submit import Request, opened
 from qsit.errors import DatabaseUnavailable, LeaseLost, SourceError, UsageError
 from qsit.questions import BUILTIN_QUESTIONS, Question
@@ -187,7 +187,7 @@ def lister_until(engine: Engine) -> float:
 
 
 def test_a_lister_keeps_its_lease_while_its_source_is_slow(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "RENEW_S", 0.01)
+    monkeypatch.setattr(lister_lease, "RENEW_S", 0.01)
     monkeypatch.setattr(submit, "FLUSH_S", 3600.0)
 
     def wait_for_renewal() -> None:
@@ -198,7 +198,7 @@ def test_a_lister_keeps_its_lease_while_its_source_is_slow(engine: Engine, monke
 
 
 def test_a_lister_whose_lease_is_taken_ends_no_listing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "RENEW_S", 0.01)
+    monkeypatch.setattr(lister_lease, "RENEW_S", 0.01)
     monkeypatch.setattr(submit, "FLUSH_S", 0.01)
     is_queued = threading.Event()
 
