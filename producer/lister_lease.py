@@ -15,7 +15,7 @@ RENEW_S = listing.LISTER_S / 4
 
 @contextmanager
 def renewed_lease(engine: Engine, job_id: int) -> Iterator[Callable[[], None]]:
-    """Renew the lister's lease meanwhile. Yield a function that raises LeaseLost when another process has taken it."""
+    """Keep renewing the lister's lease. Yield a function that raises LeaseLost if another process has taken it."""
     is_done = threading.Event()
     lost: list[LeaseLost] = []
 

@@ -72,7 +72,7 @@ class LocalReader:
                 raise ImageError(Reason.MISSING, "the file is gone") from error
             raise _unreadable(path, error) from error
         try:
-            self._check_inside(path, _path_of_descriptor(descriptor, path))  # a link may have changed meanwhile
+            self._check_inside(path, _path_of_descriptor(descriptor, path))  # a folder may have become a link
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageError(Reason.NOT_AN_IMAGE, "it is a folder or device, not a file")
         except BaseException:

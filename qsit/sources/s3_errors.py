@@ -1,4 +1,4 @@
-"""Errors of S3, of boto3 and of the network, classified by what is to be done about them."""
+"""Errors of S3, of boto3 and of the network, classified by what to do about them."""
 
 import re
 from enum import Enum, auto

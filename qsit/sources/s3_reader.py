@@ -20,7 +20,7 @@ READ_LIMIT_S = 120
 """Seconds that a photo may take to arrive, in addition to its size at MIN_BYTES_PER_S."""
 MIN_BYTES_PER_S = 50_000
 BUCKET_BACKOFF_S = 10.0
-"""Seconds without requests to a bucket that cannot be reached: its photos fail at once meanwhile."""
+"""Seconds without requests to a bucket that cannot be reached. Opening its photos fails at once in this time."""
 MAX_OBJECT_ATTEMPTS = 3
 """Failures after which an object is unreadable, if S3 returns other objects of its bucket."""
 PROBE_OBJECTS = 3

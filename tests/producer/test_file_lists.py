@@ -39,7 +39,7 @@ def test_lines(tmp_path: Path, content: str, expected: list[str]) -> None:
     assert entries(content, tmp_path) == expected
 
 
-def test_names_between_nul_bytes_may_have_any_others(tmp_path: Path) -> None:
+def test_names_between_nul_bytes_may_contain_any_other_bytes(tmp_path: Path) -> None:
     names = [b"a\nb.jpg", b"caf\xe9.jpg", b'{"uri": 1}']
 
     found = entries(b"\0".join(names) + b"\0", tmp_path, null_separated=True)
@@ -67,7 +67,7 @@ def test_tables(tmp_path: Path, content: str, expected: list[str]) -> None:
         ("", "file", UsageError, "no header line"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_said_in_one_line(
+def test_a_bad_list_is_refused_in_one_line(
     tmp_path: Path, content: str, column: str | None, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as said:
@@ -75,7 +75,7 @@ def test_what_is_wrong_with_a_list_is_said_in_one_line(
     assert "\n" not in str(said.value)
 
 
-def test_a_pipe_is_kept_and_can_be_read_twice(tmp_path: Path) -> None:
+def test_a_pipe_can_be_read_twice(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     threading.Thread(target=lambda: pipe.write_text("a.jpg\nb.jpg\n"), daemon=True).start()

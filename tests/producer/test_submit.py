@@ -94,7 +94,7 @@ def test_a_listed_file_that_is_gone_costs_one_photo(engine: Engine, tmp_path: Pa
     assert job_of(engine, request_for(files_from=str(lines))).queued == 3
 
 
-def test_a_list_of_another_content_is_another_job(engine: Engine, tmp_path: Path) -> None:
+def test_a_list_with_other_content_is_another_job(engine: Engine, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 2)
     lines = tmp_path / "lines"
     lines.write_text(f"{folder}/00000.png\n")
@@ -104,7 +104,7 @@ def test_a_list_of_another_content_is_another_job(engine: Engine, tmp_path: Path
     assert job_of(engine, request_for(files_from=str(lines))).job != first.job
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(engine: Engine, tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_with_the_names_of_the_others(engine: Engine, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("id,path\n1,x.jpg\n")
 
@@ -112,7 +112,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(engine: Engine,
         job_of(engine, request_for(files_from=str(table), column="file"))
 
 
-def test_names_that_are_no_utf8_are_listed(engine: Engine, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_listed(engine: Engine, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     folder = make_photos(tmp_path / "photos", 1)
     (folder / "00000.png").rename(folder / name)
@@ -124,7 +124,7 @@ def test_names_that_are_no_utf8_are_listed(engine: Engine, tmp_path: Path) -> No
     assert [uri.rsplit("/", 1)[1] for uri in listed_uris(engine)] == ["caf%E9.png"]
 
 
-def test_nothing_named_and_nothing_found_are_told(engine: Engine, tmp_path: Path) -> None:
+def test_a_request_without_sources_or_photos_is_refused(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name a folder"):
         job_of(engine, request_for())
     with pytest.raises(SourceError, match="cannot read"):
@@ -133,7 +133,7 @@ def test_nothing_named_and_nothing_found_are_told(engine: Engine, tmp_path: Path
         job_of(engine, request_for(tmp_path))
 
 
-def test_an_interrupted_listing_is_taken_up_by_the_same_request(
+def test_the_same_request_continues_an_interrupted_listing(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("producer.submit.BATCH", 2)
@@ -197,7 +197,7 @@ def test_a_lister_keeps_its_lease_while_its_source_is_slow(engine: Engine, monke
     job_of(engine, Request((SlowSource(Path("/photos"), wait_for_renewal),), model="demo"))
 
 
-def test_a_lister_whose_lease_is_taken_ends_no_listing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lister_that_lost_its_lease_does_not_end_the_listing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lister_lease, "RENEW_S", 0.01)
     monkeypatch.setattr(submit, "FLUSH_S", 0.01)
     is_queued = threading.Event()
@@ -241,7 +241,7 @@ def test_roots_are_the_folders_named_and_those_of_a_list(engine: Engine, tmp_pat
         assert lister.roots() == [str(first), str(second), str(other)]
 
 
-def test_names_that_are_too_long_for_an_index_are_told_and_cost_no_other(engine: Engine, tmp_path: Path) -> None:
+def test_names_too_long_for_an_index_are_reported_and_cost_only_themselves(engine: Engine, tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["\xff" * 60] * 9)  # three bytes of URI for one of the path
     photos = make_photos(tmp_path / "photos", 2)
     make_photos(deep, 1)
@@ -263,11 +263,11 @@ def key_of(request: Request) -> str:
     return submit._make_key(request, "demo", None)
 
 
-def test_a_command_without_questions_keeps_the_key_that_it_had() -> None:
+def test_a_request_without_questions_keeps_its_key() -> None:
     assert key_of(request_for("/photos")) == KEY_BEFORE
 
 
-def test_the_order_of_questions_makes_no_other_job_and_anything_else_of_them_does() -> None:
+def test_a_job_depends_on_its_questions_but_not_on_their_order() -> None:
     noise, why = ASKING.questions
     others = (
         replace(ASKING, questions=()),
@@ -284,7 +284,7 @@ def test_the_order_of_questions_makes_no_other_job_and_anything_else_of_them_doe
     assert len({key_of(request) for request in (ASKING, *others)}) == 1 + len(others)
 
 
-def test_the_same_command_finds_its_job_and_a_name_belongs_to_its_questions(engine: Engine, tmp_path: Path) -> None:
+def test_the_same_request_finds_its_job_and_a_name_belongs_to_its_questions(engine: Engine, tmp_path: Path) -> None:
     folder = str(make_photos(tmp_path / "photos", 2))
     asking = replace(ASKING, sources=(parse_source(folder),), ask_below=0.5)
 

@@ -19,7 +19,7 @@ from qsit.states import Reason
 
 CONTENT = b"a photo, as far as a listing knows"
 
-not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its mode")
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its permissions")
 
 
 def put(path: Path, content: bytes = CONTENT) -> Path:
@@ -71,10 +71,17 @@ def test_a_listing_has_the_order_of_names_with_files_before_folders(tmp_path: Pa
         put(tmp_path / name)
 
     assert names(tmp_path) == [
-        "10.jpg", "9.jpg", "B.jpg", "a.jpg", "c.jpg", "é.jpg",
-        "a/z.jpg", "a/deep/1.jpg",
-        "b/1.jpg", "b/2.jpg",
-    ]  # fmt: skip
+        "10.jpg",
+        "9.jpg",
+        "B.jpg",
+        "a.jpg",
+        "c.jpg",
+        "é.jpg",
+        "a/z.jpg",
+        "a/deep/1.jpg",
+        "b/1.jpg",
+        "b/2.jpg",
+    ]
 
 
 def test_a_photo_is_listed_with_its_size_and_time(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_other_files_are_counted_by_their_endings(tmp_path: Path) -> None:
     assert listing.ignored == {".txt": 3, "no ending": 1, ".xmp": 1}
 
 
-def test_what_systems_and_programs_leave_behind_is_skipped(tmp_path: Path) -> None:
+def test_files_of_systems_and_programs_are_skipped(tmp_path: Path) -> None:
     for name in (
         "@eaDir/a.jpg",
         "#recycle/a.jpg",
@@ -128,7 +135,7 @@ def test_what_systems_and_programs_leave_behind_is_skipped(tmp_path: Path) -> No
     assert listing.ignored == {}
 
 
-def test_a_hidden_folder_that_is_named_itself_is_listed(tmp_path: Path) -> None:
+def test_a_hidden_folder_named_as_the_source_is_listed(tmp_path: Path) -> None:
     put(tmp_path / ".secret/a.jpg")
 
     assert names(tmp_path / ".secret") == ["a.jpg"]
@@ -185,7 +192,7 @@ def test_linked_photos_are_listed_under_the_name_of_the_link(tmp_path: Path) -> 
     assert names(library) == ["link.jpg"]
 
 
-def test_a_link_to_nothing_is_listed_so_that_somebody_hears_of_it(tmp_path: Path) -> None:
+def test_a_broken_link_is_listed_and_fails(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "round.jpg").symlink_to("round.jpg")
     (tmp_path / "gone.txt").symlink_to("nowhere.txt")
@@ -210,7 +217,7 @@ def test_a_folder_named_like_a_photo_is_walked(tmp_path: Path) -> None:
         *(b"a?b=c.jpg", b"a:b;c&d.jpg", b"a\nb.jpg", "é☺.jpg".encode()),
     ],
 )
-def test_names_of_any_bytes_survive_the_way_through_a_uri(tmp_path: Path, name: bytes) -> None:
+def test_names_of_any_bytes_survive_in_a_uri(tmp_path: Path, name: bytes) -> None:
     path = os.fsencode(tmp_path) + b"/" + name
     try:
         with open(path, "wb") as file:
@@ -229,7 +236,7 @@ def test_names_of_any_bytes_survive_the_way_through_a_uri(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["photo", "photo.raw", ".photo.jpg", "Thumbs.db"])
-def test_a_file_that_is_named_itself_is_listed_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_file_named_as_the_source_is_listed_whatever_its_ending(tmp_path: Path, name: str) -> None:
     photo = put(tmp_path / name)
 
     [found] = walk(str(photo), Listing(exclude=["*"]))
@@ -262,7 +269,7 @@ def test_links_in_the_name_of_a_source_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file.jpg/below", "x" * 300, "a\0b"])
-def test_a_source_that_is_not_there_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+def test_a_source_that_does_not_exist_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     put(tmp_path / "file.jpg")
 
     with pytest.raises(SourceError) as refused:
@@ -273,7 +280,7 @@ def test_a_source_that_is_not_there_is_refused_in_one_line(tmp_path: Path, name:
 
 
 @not_as_root
-def test_a_folder_that_cannot_be_read_is_noted_and_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_noted_and_skipped(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg")
     put(tmp_path / "locked/b.jpg")
     put(tmp_path / "open/c.jpg")
@@ -297,7 +304,7 @@ def test_a_source_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 @not_as_root
-def test_what_lies_in_a_folder_that_cannot_be_entered_is_noted(tmp_path: Path) -> None:
+def test_entries_without_permission_are_noted(tmp_path: Path) -> None:
     put(tmp_path / "names only/sub/a.jpg")
     (tmp_path / "names only").chmod(0o400)
     listing = Listing()
@@ -309,7 +316,7 @@ def test_what_lies_in_a_folder_that_cannot_be_entered_is_noted(tmp_path: Path) -
     assert listing.unreadable == [f"{tmp_path / 'names only/sub'}: Permission denied"]
 
 
-def test_a_folder_that_goes_away_meanwhile_is_noted(tmp_path: Path) -> None:
+def test_a_folder_deleted_during_the_listing_is_noted(tmp_path: Path) -> None:
     put(tmp_path / "z.jpg")
     gone = put(tmp_path / "sub/a.jpg")
     listing = Listing()
@@ -344,7 +351,7 @@ def test_a_listing_streams(tmp_path: Path) -> None:
     assert [path_of(photo.uri).name for photo in found] == ["1.jpg", "2.jpg"]
 
 
-def test_what_was_listed_is_read(tmp_path: Path) -> None:
+def test_a_listed_photo_is_read(tmp_path: Path) -> None:
     photo = put(tmp_path / "sub/a.jpg")
 
     assert read(uri_of(photo), version(photo), [Path("/nowhere"), tmp_path]) == CONTENT
@@ -406,7 +413,7 @@ def test_a_photo_that_changed_is_not_read(tmp_path: Path, change: Callable[[Path
     assert fails(uri_of(photo), listed, [tmp_path]).reason is Reason.CHANGED
 
 
-def test_a_folder_is_no_photo(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_photo(tmp_path: Path) -> None:
     folder = tmp_path / "a.jpg"
     folder.mkdir()
     descriptors = set(os.listdir("/dev/fd"))
@@ -415,7 +422,7 @@ def test_a_folder_is_no_photo(tmp_path: Path) -> None:
     assert set(os.listdir("/dev/fd")) == descriptors
 
 
-def test_a_named_pipe_is_no_photo_and_blocks_nobody(tmp_path: Path) -> None:
+def test_a_named_pipe_is_not_a_photo_and_does_not_block(tmp_path: Path) -> None:
     pipe = tmp_path / "a.jpg"
     os.mkfifo(pipe)
     listed = version(pipe)
@@ -528,7 +535,7 @@ def test_of_nested_roots_the_inner_one_must_be_mounted(tmp_path: Path) -> None:
         read(uri_of(inner / "a.jpg"), "1-1", [tmp_path, inner])
 
 
-def test_a_file_that_was_not_there_when_it_was_listed_is_missing_with_its_root(tmp_path: Path) -> None:
+def test_a_file_that_did_not_exist_when_listed_is_missing_even_without_its_root(tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
 
     assert fails(uri_of(folder / "a.jpg"), GONE, [folder]).reason is Reason.MISSING
@@ -542,7 +549,7 @@ def test_a_root_may_be_a_link(tmp_path: Path) -> None:
     assert read(uri_of(root / "a.jpg"), version(photo), [root]) == CONTENT
 
 
-def test_a_neighbour_that_begins_like_a_root_is_not_under_it(tmp_path: Path) -> None:
+def test_a_folder_whose_name_begins_like_a_root_is_not_under_it(tmp_path: Path) -> None:
     photo = put(tmp_path / "photos-private/a.jpg")
     (tmp_path / "photos").mkdir()
 
@@ -557,7 +564,7 @@ def test_without_roots_nothing_is_read(tmp_path: Path) -> None:
         read(uri_of(photo), version(photo), [])
 
 
-def test_a_path_that_climbs_is_not_followed(tmp_path: Path) -> None:
+def test_a_path_with_dots_does_not_leave_the_roots(tmp_path: Path) -> None:
     photo = put(tmp_path / "a.jpg")
     (tmp_path / "root/sub").mkdir(parents=True)
 
@@ -572,7 +579,7 @@ def test_a_path_that_climbs_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["not mounted", "not mounted/deeper", "x" * 300])
-def test_a_root_that_is_not_there_is_the_fault_of_the_worker(tmp_path: Path, name: str) -> None:
+def test_a_root_that_does_not_exist_is_attributed_to_the_worker(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
 
     with pytest.raises(WorkerFault) as fault:
@@ -585,12 +592,12 @@ def test_a_root_that_is_not_there_is_the_fault_of_the_worker(tmp_path: Path, nam
 @pytest.mark.parametrize(
     "uri", ["ftp://bucket/a.jpg", "http://example.org/a.jpg", "/photos/a.jpg", "FILE:///photos/a.jpg"]
 )
-def test_other_uris_are_the_fault_of_the_worker(uri: str) -> None:
+def test_other_uris_are_attributed_to_the_worker(uri: str) -> None:
     with pytest.raises(WorkerFault, match="this worker reads no"):
         read(uri, "1-1", [Path("/")])
 
 
-def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = put(tmp_path / "a.jpg")
     monkeypatch.setattr("qsit.sources.photo.MAX_BYTES", len(CONTENT))
     assert read(uri_of(photo), version(photo), [tmp_path]) == CONTENT
@@ -602,7 +609,7 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytes
     assert f"{len(CONTENT)} bytes" in str(error)
 
 
-def test_a_large_file_with_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_large_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     photo = tmp_path / "a.jpg"
     with photo.open("wb") as file:
         file.truncate(10**12)

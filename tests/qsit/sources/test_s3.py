@@ -1,4 +1,4 @@
-"""S3 as it is: listed with its odd keys, opened at the version that was listed, and every error told apart."""
+"""Objects in S3 are listed with their odd keys and opened at the listed version, and every error is classified."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ def test_a_bucket_is_listed_with_all_below_in_the_order_of_keys(moto: Moto) -> N
         assert listed(moto, source) == [f"s3://photos/{key}" for key in everything]
 
 
-def test_a_place_is_an_object_or_a_folder_and_no_beginning_of_names(moto: Moto) -> None:
+def test_a_source_is_an_object_or_a_folder_but_not_a_prefix(moto: Moto) -> None:
     for key in ("night/1.jpg", "night/2.jpg", "night-private/3.jpg", "night.jpg", "nightly.jpg"):
         put(moto, key)
 
@@ -96,7 +96,7 @@ def test_a_place_is_an_object_or_a_folder_and_no_beginning_of_names(moto: Moto) 
     assert listed(moto, "s3://photos/nig") == []
 
 
-def test_a_star_at_the_end_takes_every_key_that_begins_so(moto: Moto) -> None:
+def test_a_star_at_the_end_makes_a_source_a_prefix(moto: Moto) -> None:
     for key in ("2024-01/a.jpg", "2024-02/b.jpg", "2025-01/c.jpg", "x/IMG_1.jpg", "x/IMG_2.jpg", "x/PANO_1.jpg"):
         put(moto, key)
 
@@ -104,13 +104,13 @@ def test_a_star_at_the_end_takes_every_key_that_begins_so(moto: Moto) -> None:
     assert listed(moto, "s3://photos/x/IMG_*") == ["s3://photos/x/IMG_1.jpg", "s3://photos/x/IMG_2.jpg"]
 
 
-def test_an_object_that_is_named_itself_is_listed_whatever_its_name(moto: Moto) -> None:
+def test_an_object_named_as_the_source_is_listed_whatever_its_ending(moto: Moto) -> None:
     uri = put(moto, "scans/.page one")
 
     assert listed(moto, uri, Listing(exclude=["*"], endpoint_url=moto.url)) == [uri]
 
 
-def test_what_is_no_photo_is_passed_over_and_counted(moto: Moto) -> None:
+def test_other_objects_are_ignored_and_counted(moto: Moto) -> None:
     for key in (
         *("a.jpg", "a.txt", "a.jpg.xmp", "sub/", "sub/b.jpg", ".trash/c.jpg", "sub/@eaDir/d.jpg/thumb.jpg"),
         *("sub/.hidden.jpg", "raw/e.jpg", "sub/f.gif", "2023/raw/g.jpg"),
@@ -122,7 +122,7 @@ def test_what_is_no_photo_is_passed_over_and_counted(moto: Moto) -> None:
     assert listing.ignored == {".txt": 1, ".xmp": 1}
 
 
-def test_a_hidden_folder_that_is_named_itself_is_listed(moto: Moto) -> None:
+def test_a_hidden_folder_named_as_the_source_is_listed(moto: Moto) -> None:
     put(moto, ".secret/a.jpg")
 
     assert listed(moto, "s3://photos/.secret") == ["s3://photos/.secret/a.jpg"]
@@ -153,7 +153,7 @@ def test_the_version_is_the_etag_and_the_size_and_follows_the_content(moto: Moto
     assert version(moto, uri) == first
 
 
-def test_a_key_of_a_list_is_found_without_asking_s3(moto: Moto) -> None:
+def test_a_key_in_a_list_is_listed_without_a_request(moto: Moto) -> None:
     listing = Listing(endpoint_url=moto.url)
 
     found = list(parse_source("s3://photos/no/such.key").walk(listing, of_list=True))
@@ -162,7 +162,7 @@ def test_a_key_of_a_list_is_found_without_asking_s3(moto: Moto) -> None:
     assert moto.asked == []
 
 
-def test_a_folder_of_a_list_is_listed(moto: Moto) -> None:
+def test_a_folder_in_a_list_is_listed(moto: Moto) -> None:
     uri = put(moto, "sub/a.jpg")
 
     assert listed(moto, "s3://photos/sub/", of_list=True) == [uri]
@@ -180,7 +180,7 @@ def test_more_than_a_page_is_listed(moto: Moto, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "source", ["s3://", "s3:///key", "s3://b", "s3://under/../", "s3://bucket name/x", "s3://bucket/\udcff.jpg"]
 )
-def test_what_is_no_place_in_s3_is_refused_in_one_line(source: str) -> None:
+def test_an_invalid_s3_uri_is_refused_in_one_line(source: str) -> None:
     with pytest.raises(SourceError) as refused_source:
         list(parse_source(source).walk(Listing()))
 
@@ -201,7 +201,7 @@ LISTING_ERRORS: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize("name", LISTING_ERRORS)
-def test_a_bucket_that_cannot_be_listed_is_told_with_what_to_do(moto: Moto, name: str) -> None:
+def test_an_error_on_listing_says_what_to_do(moto: Moto, name: str) -> None:
     moto.always, words = LISTING_ERRORS[name]
 
     for use in (
@@ -225,7 +225,7 @@ def test_an_error_between_two_pages_ends_the_listing(moto: Moto, monkeypatch: py
         list(walk)
 
 
-def test_listing_is_tried_again_when_s3_is_busy(moto: Moto) -> None:
+def test_listing_is_retried_when_s3_is_busy(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
     moto.spoil = [BUSY]
 
@@ -235,7 +235,7 @@ def test_listing_is_tried_again_when_s3_is_busy(moto: Moto) -> None:
 # reading
 
 
-def test_only_what_lies_under_a_root_is_read(moto: Moto) -> None:
+def test_only_objects_under_a_root_are_read(moto: Moto) -> None:
     uris = [put(moto, key) for key in ("night/a.jpg", "night-private/b.jpg", "night")]
     versions = [f"{version(moto, uri)}" for uri in (uris[0], uris[1])]
 
@@ -247,7 +247,7 @@ def test_only_what_lies_under_a_root_is_read(moto: Moto) -> None:
     assert moto.asked == []
 
 
-def test_an_unknown_version_is_learnt_before_the_body_is_read(moto: Moto) -> None:
+def test_an_unknown_version_is_found_before_the_body_is_read(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
 
     with reader(moto).opened(uri, UNKNOWN_VERSION) as photo:
@@ -255,12 +255,12 @@ def test_an_unknown_version_is_learnt_before_the_body_is_read(moto: Moto) -> Non
         assert photo.read() == CONTENT
 
 
-@pytest.mark.parametrize("heeds_conditions", [True, False])
-def test_an_object_that_changed_is_not_read(moto: Moto, heeds_conditions: bool) -> None:
+@pytest.mark.parametrize("honours_conditions", [True, False])
+def test_an_object_that_changed_is_not_read(moto: Moto, honours_conditions: bool) -> None:
     uri = put(moto, "a.jpg", b"one")
     listed_version = version(moto, uri)
     put(moto, "a.jpg", b"two")
-    if not heeds_conditions:
+    if not honours_conditions:
 
         def careless(environ: dict[str, object], start: object, really: Callable[[], list[bytes]]) -> list[bytes]:
             environ.pop("HTTP_IF_MATCH")
@@ -321,11 +321,13 @@ ERRORS: dict[str, tuple[Callable[[Moto], None], Reason | None, str]] = {
     "cut": (always(cut), None, "does not answer"),
     "stalled": (always(stalled(0.6)), None, "does not answer"),
 }
-"""What happens to an object after it was listed; why it fails, or None where the worker is at fault; and the words."""
+"""What happens to an object after it was listed; its reason, or None for a fault of the worker; part of the message."""
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_is_the_photos_or_the_workers(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_error_is_attributed_to_the_photo_or_the_worker(
+    moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     happens, reason, words = ERRORS[name]
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
@@ -351,7 +353,7 @@ TRANSIENT: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_transient_errors_are_retried(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
@@ -361,7 +363,7 @@ def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatc
     assert moto.spoil == []
 
 
-def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) -> None:
+def test_a_retried_body_has_the_same_version(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
     opener = reader(moto)
     moto.spoil = [cut]
@@ -374,7 +376,7 @@ def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) 
     assert error.value.reason is Reason.CHANGED
 
 
-def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_body_is_attributed_to_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_reader, "READ_LIMIT_S", 0.2)
     monkeypatch.setattr(s3_reader, "MIN_BYTES_PER_S", 10**9)
     uri = put(moto, "a.jpg")
@@ -395,9 +397,7 @@ def only(key: str, answer: Answer) -> Answer:
 
 @pytest.mark.parametrize("has_read_another", [True, False])
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidRequest", "KMS.DisabledException", "MethodNotAllowed"])
-def test_what_is_refused_of_one_object_is_laid_to_it_where_others_are_given(
-    moto: Moto, has_read_another: bool, code: str
-) -> None:
+def test_a_refused_object_is_unreadable_if_s3_returns_others(moto: Moto, has_read_another: bool, code: str) -> None:
     good, bad = put(moto, "a/1.jpg"), put(moto, "a/2.jpg")
     opener = reader(moto)
     if has_read_another:
@@ -411,7 +411,7 @@ def test_what_is_refused_of_one_object_is_laid_to_it_where_others_are_given(
     assert read(opener, good, UNKNOWN_VERSION) == CONTENT
 
 
-def test_a_permission_that_is_taken_away_in_mid_job_is_laid_to_no_photo(moto: Moto) -> None:
+def test_a_lost_permission_is_attributed_to_the_worker(moto: Moto) -> None:
     uris = [put(moto, f"{number}.jpg") for number in range(3)]
     opener = reader(moto)
     read(opener, uris[0], UNKNOWN_VERSION)
@@ -422,7 +422,7 @@ def test_a_permission_that_is_taken_away_in_mid_job_is_laid_to_no_photo(moto: Mo
             read(opener, uri, UNKNOWN_VERSION)
 
 
-def test_proof_is_not_sought_outside_the_roots(moto: Moto) -> None:
+def test_objects_outside_the_roots_are_not_probed(moto: Moto) -> None:
     put(moto, "a/1.jpg")
     bad = put(moto, "a/2.jpg")
     moto.always = only("2.jpg", refused(403, "AccessDenied"))
@@ -434,7 +434,7 @@ def test_proof_is_not_sought_outside_the_roots(moto: Moto) -> None:
 
 
 @pytest.mark.parametrize("name", ["broken", "cut", "reset"])
-def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_other(moto: Moto, name: str) -> None:
+def test_an_object_that_fails_repeatedly_is_unreadable_if_s3_returns_others(moto: Moto, name: str) -> None:
     good, bad = put(moto, "1.jpg"), put(moto, "2.jpg")
     opener = reader(moto)
     moto.always = only("2.jpg", TRANSIENT[name])
@@ -448,7 +448,7 @@ def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_
     assert error.value.reason is Reason.UNREADABLE
 
 
-def test_a_success_forgets_earlier_failures_of_an_object(moto: Moto) -> None:
+def test_a_success_resets_the_failures_of_an_object(moto: Moto) -> None:
     good, flaky = put(moto, "1.jpg"), put(moto, "2.jpg")
     opener = reader(moto)
     read(opener, good, UNKNOWN_VERSION)
@@ -468,7 +468,7 @@ def headless(environ: object, start: Callable[..., Any], answered: object) -> li
     return [b"hello"]
 
 
-def test_what_does_not_speak_s3_is_told(moto: Moto) -> None:
+def test_a_server_that_does_not_speak_s3_is_reported(moto: Moto) -> None:
     moto.always = headless
 
     with pytest.raises(WorkerFault, match="is it an S3 server"):
@@ -477,7 +477,7 @@ def test_what_does_not_speak_s3_is_told(moto: Moto) -> None:
         listed(moto, "s3://photos")
 
 
-def test_a_listing_that_breaks_off_is_not_taken_for_a_whole(moto: Moto) -> None:
+def test_an_incomplete_listing_is_an_error(moto: Moto) -> None:
     page = (
         b"<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>a.jpg</Key><Size>1</Size>"
         b"<ETag>x</ETag></Contents></ListBucketResult>"
@@ -503,9 +503,7 @@ def test_a_listing_that_breaks_off_is_not_taken_for_a_whole(moto: Moto) -> None:
         ("AWS_MAX_ATTEMPTS", "many"),
     ],
 )
-def test_settings_of_boto3_that_are_wrong_fail_no_photo(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
+def test_bad_settings_of_boto3_fail_no_photo(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", value if variable == "AWS_ENDPOINT_URL_S3" else "https://127.0.0.1:9")
 
@@ -516,14 +514,14 @@ def test_settings_of_boto3_that_are_wrong_fail_no_photo(
     assert "\n" not in str(refused_source.value)
 
 
-def test_what_s3_says_in_many_lines_is_told_in_one(moto: Moto) -> None:
+def test_a_message_of_many_lines_is_reported_in_one(moto: Moto) -> None:
     moto.always = refused(403, "AccessDenied", "first\nsecond\n\n  third")
 
     with pytest.raises(SourceError, match="first second third"):
         listed(moto, "s3://photos")
 
 
-def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_bucket_gets_no_requests_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, other = put(moto, "a.jpg"), put(moto, "b.jpg")
     versions = version(moto, uri), version(moto, other)
     monkeypatch.setattr(s3_reader, "BUCKET_BACKOFF_S", 0.5)
@@ -542,7 +540,7 @@ def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch
     assert read(opener, other, versions[1]) == CONTENT
 
 
-def test_renewed_credentials_are_found_by_a_worker_that_runs(
+def test_a_running_worker_finds_renewed_credentials(
     moto: Moto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "credentials"
@@ -569,7 +567,7 @@ def test_renewed_credentials_are_found_by_a_worker_that_runs(
         assert read(opener, "s3://photos/a.jpg", UNKNOWN_VERSION) == CONTENT
 
 
-def test_no_credentials_and_no_profile_are_told(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_and_profiles_are_reported(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.delenv(name)
 
@@ -582,7 +580,7 @@ def test_no_credentials_and_no_profile_are_told(moto: Moto, monkeypatch: pytest.
         parse_source("s3://photos").check(Listing(endpoint_url=moto.url))
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_server_that_does_not_answer_is_reported() -> None:
     nowhere = "http://127.0.0.1:9"
 
     with pytest.raises(SourceError, match=f"S3 at {nowhere} does not answer"):
@@ -593,7 +591,7 @@ def test_a_server_that_is_not_there_is_told() -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://photos", "s3://photos/", "s3://", "s3://photos/\udcff"])
-def test_what_names_no_object_is_never_asked_for(moto: Moto, uri: str) -> None:
+def test_a_uri_without_an_object_makes_no_request(moto: Moto, uri: str) -> None:
     with pytest.raises((SourceError, ImageError, WorkerFault)):
         read(reader(moto), uri, UNKNOWN_VERSION)
     assert objects_asked(moto) == 0
