@@ -35,7 +35,9 @@ from models.tables import ScoreRow, WorkerRow
 from producer.monitor import POLL_S
 from producer.submit import Request, opened
 from qsit import settings
-from qsit.sources.source import Listing, Reader
+from qsit.sources.listing import Listing
+from qsit.sources.reader import Reader
+from qsit.sources.source import parse_source
 from qsit.states import JobState, WorkerState
 from tests.support import null_worker
 from tests.support.chaos import JOB, state_of
@@ -231,7 +233,7 @@ def measure_steps(folder: Path, budget: int) -> tuple[float, float]:
     os.environ["NULL_BATCH_S"] = "0"
     model = null_worker.QSit()
     loader = PhotoLoader(Reader([str(folder)], mounted=True), model.prepare, max_pixels=10**8)
-    found = list(Listing().walk(str(folder)))
+    found = list(parse_source(str(folder)).walk(Listing()))
     items = [ClaimedItem(index, each.uri, each.version, False) for index, each in enumerate(found)]
     claim = Claim(1, 1, 1, "", False, "", items)
 

@@ -1,100 +1,32 @@
-"""The lists of --files-from: lines, NUL-separated names, CSV, TSV and JSON Lines."""
+"""The lists of --files-from: lines, names separated by NUL bytes, and CSV."""
 
 import csv
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from qsit.errors import SourceError, UsageError
 
 
-@dataclass(frozen=True)
-class ListFile:
-    """
-    A list of sources in a file that can be read more than once.
-
-    name: as the user gave it; column: of CSV and TSV, or key of JSON Lines.
-    """
-
-    path: Path
-    name: str
-    column: str | None = None
-    null_separated: bool = False
-
-    def sources(self) -> Iterator[str]:
-        """
-        The sources of the list, streaming; empty ones are left out.
-
-        Raises:
-            UsageError: when the list has no such column.
-            SourceError: when it cannot be read.
-        """
-        try:
-            with self.path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                yield from filter(None, self._entries(file))
-        except (OSError, csv.Error) as error:
-            raise SourceError(f"cannot read the list {self.name}: {error}") from error
-
-    def _entries(self, file: IO[str]) -> Iterator[str]:
-        if self.null_separated:
-            return _null_separated(file)
-        first = file.readline()
-        if _is_json(first):
-            return self._json_lines(chain([first], file))
-        if self.column is not None:
-            return self._column_of(first, file)
-        return (line.rstrip("\r\n") for line in chain([first], file) if line.strip())
-
-    def _column_of(self, header: str, file: IO[str]) -> Iterator[str]:
-        dialect = csv.excel_tab if "\t" in header else csv.excel
-        names = next(csv.reader([header], dialect), [])
-        if self.column not in names:
-            raise UsageError(f"--column {self.column}: the list has {', '.join(names) or 'no header line'}")
-        place = names.index(self.column)
-        for row in csv.reader(file, dialect):
-            if len(row) > place:
-                yield row[place]
-
-    def _json_lines(self, lines: Iterator[str]) -> Iterator[str]:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise SourceError(f"cannot read the list {self.name}: line {number} is no JSON: {error}") from error
-            if isinstance(entry, dict):
-                if self.column is None:
-                    raise UsageError(f"the list is JSON Lines; say with --column where its photos are: {_keys(entry)}")
-                if self.column not in entry and number == 1:
-                    raise UsageError(f"--column {self.column}: the list has {_keys(entry)}")
-                entry = entry.get(self.column)
-            if not isinstance(entry, str | None):
-                raise SourceError(f"cannot read the list {self.name}: line {number} has {entry!r} where a name belongs")
-            yield entry or ""
-
-
 @contextmanager
-def opened_list(name: str | None, column: str | None, *, null_separated: bool) -> Iterator[ListFile | None]:
+def opened_list(name: str | None, column: str | None, *, null_separated: bool) -> Iterator["ListFile | None"]:
     """
-    The list of --files-from, kept in a file of its own where it is standard input or a pipe.
+    Open the list of --files-from. Standard input and pipes are copied to a temporary file.
 
     Raises:
-        UsageError: when options of a list are given without one, or contradict each other.
-        SourceError: when there is no such file.
+        UsageError: when --column or -0 is given without a list, or with the other.
+        SourceError: when the file cannot be read.
     """
     if column is not None and null_separated:
-        raise UsageError("--column is of lists with lines; -0 is of lists without")
+        raise UsageError("--column is for lists with lines; -0 is for lists without")
     if name is None:
         if column is not None or null_separated:
-            raise UsageError("--column and -0 are about the list of --files-from; name one")
+            raise UsageError("--column and -0 describe the list of --files-from; name one")
         yield None
         return
     path = Path(name).expanduser()
@@ -114,22 +46,54 @@ def opened_list(name: str | None, column: str | None, *, null_separated: bool) -
         yield ListFile(Path(copy.name), name, column, null_separated)
 
 
-def _is_json(line: str) -> bool:
-    if not line.lstrip().startswith(("{", '"')):
-        return False
-    try:
-        return isinstance(json.loads(line), dict | str)
-    except (ValueError, RecursionError):
-        return False
+@dataclass(frozen=True)
+class ListFile:
+    """
+    A list of sources in a file that can be read more than once.
+
+    name: as the user gave it; column: the column of a CSV file, or None for a list without columns.
+    """
+
+    path: Path
+    name: str
+    column: str | None = None
+    null_separated: bool = False
+
+    def entries(self) -> Iterator[str]:
+        """
+        Yield the sources in the list as text. Empty ones are left out.
+
+        Raises:
+            UsageError: when the list does not have the column.
+            SourceError: when the list cannot be read.
+        """
+        try:
+            with self.path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                if self.null_separated:
+                    found = _split_at_nul(file)
+                elif self.column is not None:
+                    found = _read_column(file, self.column)
+                else:
+                    found = (line.rstrip("\r\n") for line in file if line.strip())
+                yield from filter(None, found)
+        except (OSError, csv.Error) as error:
+            raise SourceError(f"cannot read the list {self.name}: {error}") from error
 
 
-def _keys(entry: dict[str, object]) -> str:
-    return ", ".join(entry) or "no key"
-
-
-def _null_separated(file: IO[str]) -> Iterator[str]:
+def _split_at_nul(file: IO[str]) -> Iterator[str]:
     rest = ""
     while block := file.read(1 << 20):
         *complete, rest = (rest + block).split("\0")
         yield from complete
     yield rest
+
+
+def _read_column(file: IO[str], column: str) -> Iterator[str]:
+    rows = csv.reader(file)
+    header = next(rows, [])
+    if column not in header:
+        raise UsageError(f"--column {column}: the list has {', '.join(header) or 'no header line'}")
+    index = header.index(column)
+    for row in rows:
+        if len(row) > index:
+            yield row[index]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from models.queries.results import Result
 from qsit.rating import WORDS
-from qsit.sources.uris import path_of
+from qsit.sources.uris import path_or_uri
 
 SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0)}
 DEMO_NOTE = "the model demo is trained on synthetic distortions: its scores are no substitute for Q-SiT's"
@@ -13,7 +13,7 @@ DEMO_NOTE = "the model demo is trained on synthetic distortions: its scores are 
 
 def place(uri: str) -> str:
     """Return a local URI as a path and any other URI unchanged. For programs: a terminal needs `escaped_name`."""
-    return str(path_of(uri)) if uri.startswith("file://") else uri
+    return path_or_uri(uri)
 
 
 def escaped_name(uri: str) -> str:

@@ -1,6 +1,5 @@
 """The questions of a job: ready ones by name, texts from the command line, and a TOML file."""
 
-import json
 import os
 import re
 import tomllib
@@ -11,10 +10,9 @@ from itertools import chain, combinations
 from pathlib import Path
 
 from models.db import sanitize_text
-from models.ledger.answers import MAX_QUESTION_BYTES
 from producer.formatting import in_one_line
 from qsit.errors import UsageError
-from qsit.questions import BUILTIN_QUESTIONS, LETTERS, MAX_NEW_TOKENS, Question, accepted_replies
+from qsit.questions import BUILTIN_QUESTIONS, LETTERS, MAX_NEW_TOKENS, Question, accepted_replies, check_size
 
 MAX_TEXT, MAX_CHOICE, MAX_NAME = 2000, 200, 100
 """Characters."""
@@ -43,8 +41,7 @@ def parse_questions(asked: Sequence[str], file: str | None, max_new_tokens: int 
     limit = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
     limited = tuple(replace(question, max_new_tokens=limit) for question in found.values())
     for question in limited:
-        if _size(question) > MAX_QUESTION_BYTES:
-            raise UsageError(f"the question {_quoted(question.name)} has more than {MAX_QUESTION_BYTES:,} bytes")
+        check_size(question)
     return limited
 
 
@@ -148,12 +145,6 @@ def _check_choices(choices: object, where: str) -> tuple[str, ...]:
         if both := {*accepted_replies(question, one)} & {*accepted_replies(question, other)}:
             raise UsageError(f"{where}: the reply {min(both)} would mean two choices: each also has a letter A, B, C")
     return found
-
-
-def _size(question: Question) -> int:
-    """Return how many bytes of a question the ledger keeps, without its name."""
-    parts = (question.text, json.dumps(question.choices, ensure_ascii=False), question.generation)
-    return sum(len(part.encode()) for part in parts)
 
 
 def _normalize(text: str) -> str:

@@ -1,39 +1,43 @@
-"""From sources to a job in the ledger; the same command again goes on where it was."""
+"""From sources to a job in the ledger. The same command again continues its job."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 
 from sqlalchemy import Engine
 
 from models.ledger import jobs, listing
 from models.ledger.jobs import JobSpec, OpenedJob
 from models.retry import OnOutage, retry_while_unavailable
+from producer.batches import batch_within
 from producer.file_lists import ListFile, opened_list
 from producer.formatting import count
+from producer.lister_lease import renewed_lease
 from qsit import checkpoints
 from qsit.errors import DatabaseUnavailable, SourceError, UsageError
 from qsit.questions import Question
 from qsit.rating import AS_STORED, UPRIGHT
-from qsit.sources.filters import ListedPhoto
-from qsit.sources.source import Listing
-from qsit.sources.uris import common_roots, full_name, roots_of
+from qsit.sources.listing import Listing
+from qsit.sources.photo import ListedPhoto
+from qsit.sources.roots import collect_roots
+from qsit.sources.source import Source, parse_source
 
 BATCH = 4000
-"""Images written to the ledger in one transaction."""
+"""The most images that are written to the ledger in one transaction."""
+FLUSH_S = 2.0
+"""Seconds that listed images wait for others of their batch."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for, as the command line has it."""
+    """What a command asks for."""
 
-    sources: tuple[str, ...] = ()
-    files_from: str | None = None  # a file of sources, or "-" for standard input
-    column: str | None = None  # of a CSV or TSV file_from
+    sources: tuple[Source, ...] = ()
+    files_from: str | None = None  # a file with sources, or "-" for standard input
+    column: str | None = None  # of a CSV file
     null_separated: bool = False
     exclude: tuple[str, ...] = ()
     name: str | None = None
@@ -44,26 +48,26 @@ class Request:
     priority: int = 0
     max_failed: str = "0"
     questions: tuple[Question, ...] = ()
-    ask_below: float | None = None  # asks about photos that score less, or about all
+    ask_below: float | None = None  # asks only about photos with a lower score; about all if None
 
 
 @contextmanager
 def opened(
     engine: Engine,
     request: Request,
-    away: OnOutage,
+    on_outage: OnOutage,
     *,
     private: bool = False,
     endpoint_url: str | None = None,
 ) -> Iterator["Lister"]:
     """
-    Open the job of a request: a new one, or the unfinished one that the same command made.
+    Open the job of a request: a new one, or the unfinished one of the same command.
 
-    away: is told when the database goes away while the sources are listed, and is waited for.
-    endpoint_url: of the S3-compatible server that has the sources, AWS if None.
+    on_outage: is called when the database is away while the sources are listed.
+    endpoint_url: of the S3-compatible server with the sources; AWS if None.
 
     Raises:
-        UsageError: when nothing is named, or the job's name is taken.
+        UsageError: when the request has no source, or another job has the name.
         SourceError: when a source does not exist.
         CheckpointError: when the model cannot be found.
     """
@@ -71,11 +75,11 @@ def opened(
         raise UsageError("name a folder, a file, an s3:// place, or --files-from a list of them")
     listing = Listing(request.exclude, endpoint_url=endpoint_url)
     for source in request.sources:
-        listing.check(source)
+        source.check(listing)
     with opened_list(request.files_from, request.column, null_separated=request.null_separated) as list_file:
         model = checkpoints.full_name(request.model)
         spec = JobSpec(
-            key=_key(request, model, list_file),
+            key=_make_key(request, model, list_file),
             name=request.name,
             model=model,
             revision=checkpoints.resolve(model, request.revision),
@@ -87,7 +91,7 @@ def opened(
             questions=request.questions,
             ask_below=request.ask_below,
         )
-        yield Lister(engine, request, jobs.open_job(engine, spec), listing, list_file, away)
+        yield Lister(engine, request, jobs.open_job(engine, spec), listing, list_file, on_outage)
 
 
 class Lister:
@@ -100,81 +104,99 @@ class Lister:
         job: OpenedJob,
         listing: Listing,
         list_file: ListFile | None,
-        away: OnOutage,
+        on_outage: OnOutage,
     ) -> None:
         self.job = job
         self.listing = listing
         self._engine = engine
         self._request = request
         self._list_file = list_file
-        self._away = away
+        self._on_outage = on_outage
+        self._skipped: dict[str, int] = {}
 
     def roots(self) -> list[str]:
-        """What a worker of this job must be allowed to read."""
-        roots: set[str] = set().union(*map(roots_of, self._request.sources))
+        """Return what a worker of this job must be allowed to read."""
+        roots: set[str] = set().union(*(source.roots() for source in self._request.sources))
         if self._list_file is not None:
-            roots |= common_roots(self._list_file.sources())
+            roots |= collect_roots(self._list_file.entries())
         return sorted(roots)
 
     def list(self, after_batch: Callable[[int], None]) -> bool:
         """
-        List the sources into the ledger; `after_batch` gets the number of images queued by each transaction. False
-        when the job is listed already, or another process is at it.
+        List the sources into the ledger. Return False when the job is already listed, or another process lists it.
+
+        after_batch: is called after each transaction with the number of images that it queued.
 
         Raises:
-            SourceError: when there is nothing to score, or a source is gone. The listing can be taken up again.
+            SourceError: when no photo was found, or a source is gone. The same command continues the listing.
+            LeaseLost: when another process lists the job now.
         """
         if self.job.is_listed or not listing.begin_listing(self._engine, self.job.id):
             return False
         listed = 0
+        self._skipped = {"skipped": 0, "skipped_failed": 0}
         try:
-            found = self._found()
-            while batch := list(islice(found, BATCH)):
-                added = retry_while_unavailable(
-                    partial(listing.add_images, self._engine, self.job.id, batch), self._away
-                )
-                listed += len(batch)
-                if added.too_long:
-                    words = f"{count(added.too_long, 'photo')}: the URI is longer than {listing.MAX_URI_BYTES:,} bytes"
-                    self.listing.unreadable.append(words)
-                retry_while_unavailable(partial(after_batch, added.queued), self._away)
+            with renewed_lease(self._engine, self.job.id) as check_lease:
+                with closing(batch_within(self._walk(), BATCH, FLUSH_S)) as batches:
+                    for batch in batches:
+                        self._write(batch, after_batch)
+                        listed += len(batch)
+                check_lease()
             if not listed:
-                raise SourceError(f"no photos found in {_shortened(self._request)}{self._hint()}")
+                raise SourceError(f"no photos found in {_shorten(self._request)}{self._hint()}")
         except BaseException:
-            with suppress(DatabaseUnavailable):  # then it is given up by ending
+            with suppress(DatabaseUnavailable):  # otherwise the lease expires
                 listing.drop_empty(self._engine, self.job.id)
                 listing.give_up_listing(self._engine, self.job.id)
             raise
-        retry_while_unavailable(lambda: listing.end_listing(self._engine, self.job.id), self._away)
+        retry_while_unavailable(lambda: listing.end_listing(self._engine, self.job.id), self._on_outage)
         return True
 
-    def _found(self) -> Iterator[ListedPhoto]:
+    def _write(self, batch: Sequence[ListedPhoto], after_batch: Callable[[int], None]) -> None:
+        add = partial(listing.add_images, self._engine, self.job.id, batch, **self._skipped)
+        added = retry_while_unavailable(add, self._on_outage)
+        self._skipped["skipped"] += added.skipped
+        self._skipped["skipped_failed"] += added.skipped_failed
+        if added.too_long:
+            self.listing.unreadable.append(
+                f"{count(added.too_long, 'photo')}: the URI is longer than {listing.MAX_URI_BYTES:,} bytes"
+            )
+        retry_while_unavailable(partial(after_batch, added.queued), self._on_outage)
+
+    def _walk(self) -> Iterator[ListedPhoto]:
         for source in self._request.sources:
-            yield from self.listing.walk(source)
+            yield from source.walk(self.listing)
         if self._list_file is not None:
-            for source in self._list_file.sources():
-                yield from self.listing.walk(source, of_list=True)
+            for entry in self._list_file.entries():
+                try:
+                    source = parse_source(entry)
+                except SourceError as error:
+                    self.listing.unreadable.append(str(error))
+                else:
+                    yield from source.walk(self.listing, of_list=True)
 
     def _hint(self) -> str:
         if not self.listing.ignored:
             return ""
         kinds = ", ".join(f"{count} {ending}" for ending, count in self.listing.ignored.most_common(3))
-        return f"; passed over {kinds} (name such a file itself, or list it with --files-from, to score it anyway)"
+        return f"; passed over {kinds} (to score such a file, name it, or list it with --files-from)"
 
 
-def _shortened(request: Request) -> str:
-    names = [*request.sources, *([request.files_from] if request.files_from else [])]
+def _shorten(request: Request) -> str:
+    names = [source.name for source in request.sources]
+    if request.files_from is not None:
+        names.append(request.files_from)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _key(request: Request, model: str, list_file: ListFile | None) -> str:
-    """The digest by which the same command finds its job again."""
+def _make_key(request: Request, model: str, list_file: ListFile | None) -> str:
+    """Return the digest by which the same command finds its job again."""
     content = ""
     if list_file is not None:
         with list_file.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     asked: dict[str, object] = {
-        "sources": [full_name(source) for source in request.sources],
+        "sources": [source.name for source in request.sources],
         "list": content,
         "column": request.column,
         "exclude": request.exclude,
@@ -183,7 +205,7 @@ def _key(request: Request, model: str, list_file: ListFile | None) -> str:
         "as_stored": request.as_stored,
         "rescore": request.rescore,
     }
-    if request.questions:  # without any, the key is the one that earlier versions made
+    if request.questions:  # without questions, the key is the one of earlier versions
         asked["questions"] = [asdict(question) for question in sorted(request.questions, key=lambda each: each.name)]
         asked["ask_below"] = request.ask_below
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode(errors="surrogateescape")).hexdigest()

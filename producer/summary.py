@@ -7,7 +7,7 @@ from models.queries.progress import Progress
 from models.queries.results import Result
 from producer.formatting import DEMO_NOTE, count, per_second, row
 from qsit.checkpoints import DEMO
-from qsit.sources.source import Listing
+from qsit.sources.listing import Listing
 from qsit.states import Reason
 
 SHOWN_ENTRIES = 5

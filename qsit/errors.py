@@ -1,18 +1,18 @@
 """Every error of qsit that has a meaning to a caller.
 
-QsitError                   one line to the user, exit status 1
+QsitError                   printed in one line, exit status 1
 |-- UsageError              the command contradicts itself or the ledger, exit status 2
-|-- SourceError             a source that cannot be listed
-|-- DatabaseError
+|-- SourceError             a source cannot be listed
+|-- DatabaseError           the database cannot be used
 |   |-- DatabaseUnavailable the server or file does not answer; may pass
-|   `-- SchemaMismatch      the schema is older or newer than this program
+|   `-- SchemaMismatch      the schema is missing, or older or newer than this program
 |-- BrokerUnavailable       Redis does not answer; may pass
-|-- CheckpointError         a model that cannot be found, read or trusted
-|-- JobNotFound
-|-- JobCancelled            somebody has cancelled the job that is listed
-|-- LeaseLost               the chunk is no longer ours: write nothing
-|-- WorkerFault             the worker, not the photo, is at fault: the chunk goes back
-|   `-- ProcessSpent        the process is of no more use, and is replaced
+|-- CheckpointError         a model cannot be found, read or trusted
+|-- JobNotFound             no job has the name or number
+|-- JobCancelled            the job was cancelled while it was listed
+|-- LeaseLost               another process holds the chunk or the listing: write nothing
+|-- WorkerFault             the worker, not the photo, is at fault: the chunk is released
+|   `-- ProcessUnusable     the process must be replaced
 `-- ImageError              one photo cannot be scored, with its reason
 """
 
@@ -25,11 +25,11 @@ def one_line(error: BaseException) -> str:
 
 
 class QsitError(Exception):
-    """Base of all errors that end in one line; the message says what to do."""
+    """Base of all errors that end in one line. The message says what to do."""
 
 
 class UsageError(QsitError):
-    """Raised when what the user asks for contradicts itself or an earlier job."""
+    """Raised when a command contradicts itself or an earlier job."""
 
 
 class SourceError(QsitError):
@@ -41,7 +41,7 @@ class DatabaseError(QsitError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """Raised when the database does not answer; trying again later may help."""
+    """Raised when the database does not answer. Trying again later may help."""
 
 
 class SchemaMismatch(DatabaseError):
@@ -61,19 +61,19 @@ class JobNotFound(QsitError):
 
 
 class JobCancelled(QsitError):
-    """Raised when a job is cancelled under the hands of who lists it."""
+    """Raised when a job is cancelled while it is listed."""
 
 
 class LeaseLost(QsitError):
-    """Raised when a chunk's lease is no longer held by the token that writes."""
+    """Raised when another process holds the chunk or the listing. Nothing more may be written."""
 
 
 class WorkerFault(QsitError):
-    """Raised when a worker cannot read what others may: its chunk goes back, no photo fails."""
+    """Raised when a worker cannot read what other workers may. Its chunk is released, and no photo fails."""
 
 
 class ProcessUnusable(WorkerFault):
-    """Raised when a process must be replaced: its model fails on a good image, or a decoder does not come back."""
+    """Raised when a process must be replaced: its model fails on a good image, or a decoder does not return."""
 
 
 class ImageError(QsitError):

@@ -1,4 +1,4 @@
-"""Which process this is, and whether another one still lives."""
+"""The identity of a process, and whether another process is still alive."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import psutil
 
 
 def identity() -> str:
-    """host:pid:start of this process, with which it signs what it holds."""
+    """Return host:pid:start of this process, which marks what it holds in the ledger."""
     return _identity(os.getpid())
 
 
@@ -22,16 +22,16 @@ def _identity(pid: int) -> str:
 
 @functools.cache
 def _host() -> str:
-    """The host's name, and on Linux a mark of its boot and of the container: others may have the same name."""
+    """Return the host's name; on Linux with a digest of its boot and container, since names are not unique."""
     try:
-        seen = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return socket.gethostname()
-    return f"{socket.gethostname()}.{hashlib.sha256(seen.encode()).hexdigest()[:8]}"
+    return f"{socket.gethostname()}.{hashlib.sha256(boot.encode()).hexdigest()[:8]}"
 
 
 def is_dead(owner: str) -> bool:
-    """Whether `owner` is a process of this host and container that has ended. Of others nothing is known."""
+    """Return whether `owner` was a process of this host and container and has ended. Others count as alive."""
     host, pid, start = owner.rsplit(":", 2)
     if host != _host():
         return False
@@ -42,7 +42,7 @@ def is_dead(owner: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began: on Linux in ticks since boot, which no change of the clock moves. Raises NoSuchProcess."""
+    """Return when a process began; on Linux in ticks since boot, independent of the clock. Raises NoSuchProcess."""
     began = psutil.Process(pid).create_time()
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]  # field 22 of proc(5)

@@ -1,4 +1,4 @@
-"""The procedure of a score: the prompt, the rating words, and the pixels they are asked about."""
+"""The procedure of a score: the prompt, the rating words and the pixel policy."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,24 @@ PROMPT = (
 """The rating question of the model's README (https://huggingface.co/zhangzicheng/q-sit-mini)."""
 
 ANSWER = "The quality of this image is "
-"""What the model is made to have said; its next token is the rating. Tokenised apart from the prompt."""
+"""The beginning of the model's reply; its next token is the rating. Tokenized separately from the prompt."""
 
 WORDS = ("Excellent", "Good", "Fair", "Poor", "Bad")
+"""The ratings that the model chooses from."""
+
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""The score of each rating."""
 
 UPRIGHT = "rating-1/upright-1"
-"""Pixels as a viewer shows them: turned as EXIF says, on white, in sRGB."""
+"""The procedure with pixels as a viewer shows them: rotated by EXIF, on white, in sRGB."""
 
 AS_STORED = "rating-1/as-stored-1"
-"""Pixels as the file has them, which is what the model's README scores."""
+"""The procedure with pixels as they are in the file, as in the model's README."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score from 0 (bad) to 1 (excellent); probabilities and logits in the order of WORDS."""
+    """A score from 0 (bad) to 1 (excellent), with probabilities and logits in the order of WORDS."""
 
     value: float
     probabilities: tuple[float, ...]
@@ -36,15 +39,15 @@ class Score:
 
 def score_of(logits: Sequence[float]) -> Score:
     """
-    The softmax over the five rating logits, weighted with 1, 0.75, 0.5, 0.25 and 0 (arXiv 2503.09197).
+    Return the score of five rating logits: their softmax, weighted with WEIGHTS (arXiv 2503.09197).
 
     Raises:
-        ValueError: when a logit is not finite.
+        ValueError: when a logit is infinite or NaN.
     """
     if not all(map(math.isfinite, logits)):
         raise ValueError("the model gave no finite rating")
     top = max(logits)
-    shift = top if abs(top) > 500 else 0.0  # within that, as the model's authors compute it, to the last bit
+    shift = top if abs(top) > 500 else 0.0  # exp() overflows at 710; without a shift, all bits match the authors' code
     exponentials = [math.exp(logit - shift) for logit in logits]
     total = sum(exponentials)
     probabilities = tuple(exponential / total for exponential in exponentials)

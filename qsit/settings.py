@@ -1,4 +1,4 @@
-"""Every setting, read once from the environment."""
+"""All settings, read once from the environment."""
 
 import json
 import os
@@ -12,19 +12,45 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qsit.checkpoints import DEFAULT
 from qsit.errors import SourceError, UsageError
-from qsit.sources import uris
+from qsit.sources.source import parse_source
 
 BROKERS = ("redis", "rediss", "sentinel", "redis+socket")
 
 
+def load() -> "Settings":
+    """
+    Return the settings of this process.
+
+    Raises:
+        UsageError: when a variable has a bad value; names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"QSIT_{first['loc'][0]}".upper()
+        value = "" if "://" in str(first["input"]) else f"={first['input']}"  # a URL may contain a password
+        raise UsageError(f"{name}{value}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
 def default_database_url() -> str:
-    """`QSIT_DATABASE_URL`, or SQLite in the user's data folder."""
+    """Return `QSIT_DATABASE_URL`, or SQLite in the user's data folder."""
     path = platformdirs.user_data_path("qsit") / "qsit.db"
     return os.environ.get("QSIT_DATABASE_URL") or f"sqlite:///{path}"
 
 
+def _parse_root(root: str) -> str:
+    expanded = os.path.expanduser(root)
+    if expanded.startswith("~"):
+        raise ValueError(f"no such user: {expanded.split('/')[0]}")
+    try:
+        return parse_source(expanded).name
+    except SourceError as error:
+        raise ValueError(str(error)) from error
+
+
 class Settings(BaseSettings):
-    """What `QSIT_*` says; a value that cannot be used is refused by the variable's name."""
+    """The values of the `QSIT_*` variables."""
 
     model_config = SettingsConfigDict(env_prefix="QSIT_", frozen=True, env_ignore_empty=True)
 
@@ -91,7 +117,7 @@ class Settings(BaseSettings):
         description="The URL of an S3-compatible server. When unset, AWS or what boto3's own settings say.",
     )
 
-    # set by `qsit score` for the worker it starts
+    # `qsit score` sets these for its private worker
     private_run: str | None = None
     private_job: int | None = None
 
@@ -102,22 +128,22 @@ class Settings(BaseSettings):
             return value
         if value.startswith("["):  # a JSON list, for folders with the separator in their names
             return tuple(json.loads(value))
-        return tuple(filter(None, re.split(f"{os.pathsep}(?!//)", value)))  # s3://bucket is no two of them
+        return tuple(filter(None, re.split(f"{os.pathsep}(?!//)", value)))  # s3://bucket is not split
 
     @field_validator("roots")
     @classmethod
-    def _absolute_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_full_root, value))
+    def _parse_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_parse_root, value))
 
     @field_validator("broker_url")
     @classmethod
-    def _of_redis(cls, value: str | None) -> str | None:
+    def _check_broker_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         try:
-            parts = [urlsplit(one) for one in value.split(";")]  # sentinels are several
+            parts = [urlsplit(one) for one in value.split(";")]  # there may be several sentinels
             is_known = all(part.scheme in BROKERS and part.port != 0 for part in parts)
-        except ValueError:  # of a port that is no number
+        except ValueError:  # the port is not a number
             is_known = False
         if not is_known:
             raise ValueError("write redis://host:6379/0, rediss://... or redis+socket:///path?virtual_host=0")
@@ -125,40 +151,16 @@ class Settings(BaseSettings):
 
     @field_validator("s3_endpoint_url")
     @classmethod
-    def _without_password(cls, value: str | None) -> str | None:
+    def _check_endpoint_url(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^/@]+(/.*)?", value):
-            raise ValueError(
-                "write http://host:port or https://host; credentials go into AWS_ACCESS_KEY_ID and the like"
-            )
+            raise ValueError("write http://host:port or https://host; set credentials in AWS_ACCESS_KEY_ID and so on")
         return value
 
     @property
     def turn_s(self) -> float:
-        """How long a task works before it hands the rest of its chunk back."""
+        """Seconds that a task works before it releases the rest of its chunk."""
         return min(60.0, self.lease_s / 3)
 
-
-def _full_root(root: str) -> str:
-    expanded = os.path.expanduser(root)
-    if expanded.startswith("~"):
-        raise ValueError(f"there is no such user as in {expanded}")
-    try:
-        return uris.full_name(expanded)
-    except SourceError as error:
-        raise ValueError(str(error)) from error
-
-
-def load() -> Settings:
-    """
-    The settings of this process.
-
-    Raises:
-        UsageError: when a variable has a value that cannot be used; names the variable.
-    """
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"QSIT_{first['loc'][0]}".upper()
-        value = "" if "://" in str(first["input"]) else f"={first['input']}"  # a URL may have a password in it
-        raise UsageError(f"{name}{value}: {first['msg'].removeprefix('Value error, ')}") from error
+    def revision_for(self, model: str | None) -> str | None:
+        """Return the revision of a model, or of the configured one if None. Only the configured model has one."""
+        return self.revision if model in (None, self.model) else None

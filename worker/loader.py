@@ -7,7 +7,7 @@ from PIL import Image
 
 from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults
 from qsit.rating import AS_STORED
-from qsit.sources.source import Reader
+from qsit.sources.reader import Reader
 from qsit.states import UNKNOWN_VERSION
 from worker.imaging.decode import decode
 from worker.inference.tiles import Prepared

@@ -18,7 +18,7 @@ from models.tables import WorkerRow
 from qsit import checkpoints, process_id
 from qsit.errors import QsitError
 from qsit.settings import Settings
-from qsit.sources.source import Reader
+from qsit.sources.reader import Reader
 from qsit.states import WorkerState
 from worker.heartbeat import Heartbeat, Timer
 from worker.loader import PhotoLoader

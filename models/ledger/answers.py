@@ -13,11 +13,7 @@ from models.claims import Claim
 from models.db import sanitize_text
 from models.dialects import Ids, one_of, overwriting
 from models.tables import AnswerRow, JobQuestionRow, QuestionRow
-from qsit.errors import UsageError
-from qsit.questions import Answer, Question
-
-MAX_QUESTION_BYTES = 2500
-"""Bytes of text and choices together: an entry of a PostgreSQL index holds them in 2,704."""
+from qsit.questions import Answer, Question, check_size
 
 
 def keep_questions(connection: Connection, job_id: int, questions: Sequence[Question]) -> None:
@@ -30,9 +26,7 @@ def keep_questions(connection: Connection, job_id: int, questions: Sequence[Ques
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = map(_row_of, questions)
     unique = {(row["text"], row["choices"], row["generation"]): row for row in rows}
-    for position, (key, row) in enumerate(unique.items()):
-        if sum(len(part.encode()) for part in key) > MAX_QUESTION_BYTES:
-            raise UsageError(f"the question {row['name']} is longer than {MAX_QUESTION_BYTES:,} bytes")
+    for position, row in enumerate(unique.values()):
         kept = (
             dialect.insert(QuestionRow)
             .values(row)
@@ -45,10 +39,13 @@ def keep_questions(connection: Connection, job_id: int, questions: Sequence[Ques
 
 
 def _row_of(question: Question) -> dict[str, Any]:
+    choices = tuple(map(sanitize_text, question.choices))
+    question = Question(sanitize_text(question.name), sanitize_text(question.text), choices, question.max_new_tokens)
+    check_size(question)
     return {
-        "name": sanitize_text(question.name),
-        "text": sanitize_text(question.text),
-        "choices": json.dumps([sanitize_text(choice) for choice in question.choices], ensure_ascii=False),
+        "name": question.name,
+        "text": question.text,
+        "choices": json.dumps(choices, ensure_ascii=False),
         "generation": question.generation,
         "max_new_tokens": question.max_new_tokens,
     }

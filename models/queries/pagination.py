@@ -50,7 +50,7 @@ class ResultFilter:
 
     job: int | None = None
     model: str | None = None
-    under: str | None = None  # URIs that begin with this
+    under: str | None = None  # this URI and all below it; with a * at its end, those that begin so
     min_score: float | None = None
     max_score: float | None = None
     all_versions: bool = False
@@ -196,7 +196,7 @@ def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[ColumnEl
     conditions: list[ColumnElement[bool]] = [] if wanted.all_versions else [literal_column("images.current")]
     if wanted.under is not None:
         uri: Any = _no_index(ImageRow.uri) if no_index else ImageRow.uri
-        conditions += [uri >= wanted.under, uri < _after_prefix(wanted.under)]
+        conditions += _is_under(uri, wanted.under)
     return conditions
 
 
@@ -235,6 +235,14 @@ def _no_index(column: Any, beside: Any = None) -> ColumnElement[Any]:
     it cannot read the whole table first either, as it does with tables that it believes to be small.
     """
     return func.coalesce(column, column if beside is None else beside)
+
+
+def _is_under(uri: Any, pattern: str) -> list[ColumnElement[bool]]:
+    """Return the conditions as one range, which an index can use, and a rest."""
+    if pattern.endswith("*"):
+        return [uri >= pattern[:-1], uri < _after_prefix(pattern[:-1])]
+    folder = pattern if pattern.endswith("/") else pattern + "/"
+    return [uri >= pattern, uri < _after_prefix(folder), or_(uri == pattern, uri >= folder)]
 
 
 def _after_prefix(prefix: str) -> str:

@@ -24,7 +24,7 @@ from producer.monitor import ENDED, JobMonitor, display
 from producer.notices import NoticePrinter
 from producer.submit import opened
 from qsit import settings
-from qsit.sources import uris
+from qsit.sources.source import parse_source
 from worker.launch import COMMAND, ENVIRONMENT
 
 WATCH_S = 2.0
@@ -103,7 +103,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
         if value is not None:
             os.environ[variable] = value
     if roots:
-        os.environ["QSIT_ROOTS"] = json.dumps([uris.full_name(root) for root in roots])
+        os.environ["QSIT_ROOTS"] = json.dumps([parse_source(root).name for root in roots])
     os.execve(COMMAND[0], COMMAND, os.environ | ENVIRONMENT)  # noqa: S606 -- so that signals reach the worker itself
 
 

@@ -13,6 +13,7 @@ from producer.formatting import SCALES
 from producer.submit import Request
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
+from qsit.sources.source import parse_source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +78,7 @@ def _request_options() -> tuple[Callable[[F], F], ...]:
         ),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Skip matching files and folders. Repeatable."),
         click.option("--files-from", metavar="FILE|-", help="Read sources from this file, one per line."),
-        click.option("--column", metavar="NAME", help="Read the sources from this column of a CSV or TSV file."),
+        click.option("--column", metavar="NAME", help="Read the sources from this column of a CSV file."),
         click.option("-0", "null_separated", is_flag=True, help="Sources in the file are separated by NUL bytes."),
         click.option(
             "--priority",
@@ -118,6 +119,7 @@ def parse_request(
     options["model"] = options["model"] or default_model
     if options["revision"] is None and options["model"] == default_model:
         options["revision"] = default_revision
+    options["sources"] = tuple(map(parse_source, options["sources"]))
     return Request(questions=questions, **options)
 
 

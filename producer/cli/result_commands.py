@@ -24,7 +24,7 @@ from qsit import settings
 from qsit.checkpoints import DEMO, full_name
 from qsit.errors import UsageError
 from qsit.questions import BUILTIN_QUESTIONS
-from qsit.sources import uris
+from qsit.sources.source import parse_uri_pattern
 
 
 @click.command()
@@ -53,7 +53,9 @@ def failures(job: str | None, form: str) -> int:
 @click.option("--job", help="Show only scores from this job.")
 @click.option("--model", help="Show only scores from this model.")
 @click.option(
-    "--under", metavar="PREFIX", help="Show only photos in this folder, or whose path or URI begins with PREFIX."
+    "--under",
+    metavar="PREFIX",
+    help="Show only photos in this folder. With a * at the end: whose path or URI begins so.",
 )
 @click.option("--min", "min_score", type=click.FloatRange(0, 1), help="Show only scores (0 to 1) of at least this.")
 @click.option("--max", "max_score", type=click.FloatRange(0, 1), help="Show only scores (0 to 1) of at most this.")
@@ -86,7 +88,7 @@ def results(
     """
     engine = db.open_ledger(settings.load().database_url)
     wanted = ResultFilter(
-        under=None if under is None else uris.prefix_of(under),
+        under=None if under is None else parse_uri_pattern(under),
         job=None if job is None else jobs.find_job(engine, job),
         model=None if model is None else full_name(model),
         answers=answers and form != "paths",

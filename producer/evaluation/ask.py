@@ -9,7 +9,7 @@ from models.claims import Claim, ClaimedItem, ExistingResults, Failed
 from qsit.errors import ImageError
 from qsit.questions import Answer, Question
 from qsit.rating import AS_STORED, UPRIGHT
-from qsit.sources.filters import check_bytes
+from qsit.sources.photo import check_bytes
 from qsit.sources.uris import path_of, uri_of
 from qsit.states import Reason
 from worker import scoring

@@ -1,4 +1,4 @@
 """
-The checkpoint behind `--model demo`: tiny, in the published layout, trained on synthetic distortions by the recipe in
-training/. A demo, and no substitute for Q-SiT.
+The checkpoint of `--model demo`: tiny, in the published layout, and trained on synthetic distortions by the recipe in
+training/. It is no substitute for Q-SiT.
 """

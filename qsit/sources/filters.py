@@ -1,14 +1,9 @@
-"""A photo as listed and as opened; what of a folder or bucket is taken for one."""
+"""Which files and folders of a listing are photos, by their names."""
 
 import fnmatch
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-
-from qsit.errors import ImageError
-from qsit.states import Reason
+from collections.abc import Iterable, Sequence
 
 PHOTO_ENDINGS = frozenset(
     (
@@ -16,79 +11,37 @@ PHOTO_ENDINGS = frozenset(
         *(".jp2", ".j2k", ".avif", ".heic", ".heif"),
     )
 )
-"""Which files of a folder are taken for photos; a file that is named itself is always taken."""
+"""The endings of photos in a folder. A file that the user names is taken whatever its ending."""
 
-PASSED_OVER = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
-"""What NAS boxes, systems and photo programs leave in photo folders: skipped, files and folders alike."""
-
-
-MAX_BYTES = 512 * 1024 * 1024
-"""The largest file that is read into memory."""
+EXCLUDED = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
+"""Files and folders that NAS boxes, operating systems and photo programs leave behind."""
 
 
-@dataclass(frozen=True)
-class ListedPhoto:
-    """An image as listed: its URI, and its version or UNKNOWN_VERSION."""
-
-    uri: str
-    version: str
-
-
-@dataclass(frozen=True)
-class OpenPhoto:
-    """
-    An image that is open for reading, at the version it has now.
-
-    read: gives its bytes; raises ImageError or WorkerFault.
-    """
-
-    version: str
-    read: Callable[[], bytes]
-
-
-def check_bytes(size: int) -> None:
-    """
-    Passes when a file of so many bytes may be read into memory.
-
-    Raises:
-        ImageError: when it is too large.
-    """
-    if size > MAX_BYTES:
-        raise ImageError(Reason.TOO_LARGE, f"{size:,} bytes are more than the limit of {MAX_BYTES:,}")
-
-
-@dataclass
 class ListingFilter:
-    """Chooses what is listed, and counts what it passes over."""
+    """
+    Excludes files and folders from a listing.
 
-    exclude: Sequence[str] = ()
-    ignored: Counter[str] = field(default_factory=Counter)  # files that are no photos by their names, by ending
-    unreadable: list[str] = field(default_factory=list)  # what could not be listed, and why
+    exclude: globs for names, paths and URIs, in addition to EXCLUDED.
+    """
 
-    def __post_init__(self) -> None:
-        self._names = _any_of((*PASSED_OVER, *self.exclude))
-        self._paths = _any_of(self.exclude) if self.exclude else None
+    def __init__(self, exclude: Sequence[str] = ()) -> None:
+        self._names = _compile((*EXCLUDED, *exclude))
+        self._paths = _compile(exclude) if exclude else None
 
-    def passes_over(self, name: str, path: str) -> bool:
-        """Whether a file or folder is left out, with all below it; `path` is absolute, or a URI."""
+    def excludes(self, name: str, path: str) -> bool:
+        """Return whether a file, or a folder with all below it, is excluded. `path` is absolute, or a URI."""
         return bool(self._names.match(name)) or (self._paths is not None and bool(self._paths.match(path)))
 
-    def takes(self, name: str) -> bool:
-        """Whether a file is a photo by its name; counts those that are not."""
-        if named_as_photo(name):
-            return True
-        self.ignored[_ending(name) or "no ending"] += 1
-        return False
+
+def has_photo_ending(name: str) -> bool:
+    """Return whether a name ends like a photo's."""
+    return ending_of(name) in PHOTO_ENDINGS
 
 
-def named_as_photo(name: str) -> bool:
-    """Whether the ending of a name is a photo's."""
-    return _ending(name) in PHOTO_ENDINGS
-
-
-def _ending(name: str) -> str:
+def ending_of(name: str) -> str:
+    """Return the ending of a file name in lower case, with its dot, or an empty text."""
     return os.path.splitext(name)[1].lower()
 
 
-def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
+def _compile(globs: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, globs)))

@@ -1,45 +1,44 @@
 """
-What listing and reading S3 have in common: URIs, versions, and one client for all threads.
+One S3 client for all threads, and the versions of objects.
 
-A URI is s3://bucket/key with the key as it is, not percent-encoded. A version is the ETag and the size, which a
-listing and a GET both tell; the same content put again keeps them.
+A version is the ETag and the size, which both a listing and a GET return. An object with the same content again has
+the same version.
 """
 
 import threading
 from typing import Any
 
-CONNECT_S, SILENCE_S = 5, 20
-"""Patience with a connection, and with an answer that does not go on."""
-ATTEMPTS = 4
-"""Of a request, by botocore's standard retries; of reading a body, by ours."""
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 20
+MAX_ATTEMPTS = 4
+"""Attempts per request by botocore's standard retries, and per body by ours."""
 
 
-def version_of(said: dict[str, Any]) -> str:
+def object_version(response: dict[str, Any]) -> str:
     """
-    Of an entry of a listing, or of the answer to a GET.
+    Return the version in an entry of a listing or in the response to a GET.
 
     Raises:
-        ValueError: when the answer is not one of S3.
+        ValueError: when the response is not from an S3 server.
     """
-    size = said.get("Size", said.get("ContentLength"))
-    etag = said.get("ETag", "").removeprefix("W/").strip('"')
-    if size is None or not (etag or "LastModified" in said):
+    size = response.get("Size", response.get("ContentLength"))
+    etag = response.get("ETag", "").removeprefix("W/").strip('"')
+    if size is None or not (etag or "LastModified" in response):
         raise ValueError("it answered without a size, or without ETag and date; is it an S3 server?")
-    return f"{etag or '@' + str(int(said['LastModified'].timestamp()))}-{size}"
+    return f"{etag or '@' + str(int(response['LastModified'].timestamp()))}-{size}"
 
 
 def etag_of(version: str) -> str:
-    """The ETag in a version, if it has one."""
+    """Return the ETag in a version, or an empty text when it has none."""
     etag = version.rpartition("-")[0]
     return "" if etag.startswith("@") else etag
 
 
-class Client:
+class S3Client:
     """
-    boto3's client, made when it is first needed: boto3 is loaded for S3 only.
+    The client of boto3, made on first use: boto3 is loaded for S3 only.
 
-    endpoint_url: of an S3-compatible server; AWS, or what boto3's own settings say, if None.
-    connections: how many threads use it at once.
+    endpoint_url: of an S3-compatible server; None for AWS, or for what boto3's own settings say.
+    connections: how many threads use the client at once.
     """
 
     def __init__(self, endpoint_url: str | None = None, connections: int = 1) -> None:
@@ -48,8 +47,8 @@ class Client:
         self._lock = threading.Lock()
         self._client: Any = None
 
-    def connected(self) -> Any:
-        """The client; whatever boto3 cannot make of the user's settings is raised as it comes."""
+    def connect(self) -> Any:
+        """Return boto3's client. Errors in boto3's settings are raised as they are."""
         with self._lock:
             if self._client is None:
                 import boto3
@@ -59,16 +58,16 @@ class Client:
                     "s3",
                     endpoint_url=self.endpoint_url,
                     config=Config(
-                        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+                        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
                         max_pool_connections=self._connections,
-                        connect_timeout=CONNECT_S,
-                        read_timeout=SILENCE_S,
+                        connect_timeout=CONNECT_TIMEOUT_S,
+                        read_timeout=READ_TIMEOUT_S,
                         s3={"addressing_style": "path"} if self.endpoint_url else None,
                     ),
                 )
             return self._client
 
-    def forget(self) -> None:
-        """Make it anew when it is next needed, so that renewed credentials are found."""
+    def reset(self) -> None:
+        """Make a new client on next use, which finds renewed credentials."""
         with self._lock:
             self._client = None

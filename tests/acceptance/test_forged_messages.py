@@ -20,7 +20,7 @@ from models.ledger.jobs import JobSpec
 from models.tables import ChunkRow, ImageRow, ItemRow, JobRow
 from qsit import checkpoints
 from qsit.rating import UPRIGHT
-from qsit.sources.filters import ListedPhoto
+from qsit.sources.photo import ListedPhoto
 from qsit.states import ItemState, JobState
 from tests.conftest import valkey
 from tests.support.programs import QSIT, make_photos, run, started, until

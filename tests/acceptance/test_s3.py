@@ -47,7 +47,7 @@ def rows(database_url: str, *options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_prefix_of_thousands_is_scored_once_and_again_what_has_changed(
+def test_a_large_prefix_is_scored_once_and_only_changed_objects_again(
     sqlite_url: str, root: Path, tmp_path: Path
 ) -> None:
     make_photos(root / "photos" / "library", PHOTOS)
@@ -71,6 +71,9 @@ def test_a_prefix_of_thousands_is_scored_once_and_again_what_has_changed(
 
     uri = "s3://photos/library/00042.png"
     assert len(rows(sqlite_url)) == PHOTOS
+    assert len(rows(sqlite_url, "--under", "s3://photos/library")) == PHOTOS
+    assert rows(sqlite_url, "--under", "s3://photos/lib") == []
+    assert len(rows(sqlite_url, "--under", "s3://photos/lib*")) == PHOTOS
     [current] = rows(sqlite_url, "--under", uri)
     both = rows(sqlite_url, "--under", uri, "--all-versions", "--sort", "-scored_at")
     assert [row["job"] for row in both] == [3, 1]
@@ -79,13 +82,11 @@ def test_a_prefix_of_thousands_is_scored_once_and_again_what_has_changed(
     assert family(sqlite_url) == []
 
 
-def test_bare_keys_are_settled_by_the_version_they_turn_out_to_have(
-    sqlite_url: str, root: Path, tmp_path: Path
-) -> None:
+def test_keys_without_a_version_are_scored_once_per_version(sqlite_url: str, root: Path, tmp_path: Path) -> None:
     bucket = make_photos(root / "photos", 5)
-    keys = tmp_path / "keys.jsonl"
+    keys = tmp_path / "keys.csv"
     names = [*sorted(path.name for path in bucket.iterdir()), "gone.png"]
-    keys.write_text("".join(json.dumps({"uri": f"s3://photos/{name}"}) + "\n" for name in names))
+    keys.write_text("uri\n" + "".join(f"s3://photos/{name}\n" for name in names))
     with rclone(root, tmp_path / "rclone.log") as url:
         variables = {**KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": url}
         of_list = ("score", "--files-from", str(keys), "--column", "uri", "--model", "demo", "--max-failed", "1")
@@ -117,9 +118,13 @@ def test_credentials_that_expire_in_mid_job_fail_no_photo(
         moto.client.put_object(Bucket="photos", Key=path.name, Body=path.read_bytes())
     log = tmp_path / "log"
     variables = {
-        **KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": moto.url, "QSIT_BROKER_URL": broker_url,
-        "QSIT_MODEL": "demo", "QSIT_BATCH_TOKENS": "100",
-    }  # fmt: skip
+        **KEYS,
+        **NO_OTHERS,
+        "QSIT_S3_ENDPOINT_URL": moto.url,
+        "QSIT_BROKER_URL": broker_url,
+        "QSIT_MODEL": "demo",
+        "QSIT_BATCH_TOKENS": "100",
+    }
     run("db", "upgrade", database_url=database_url)
 
     def status() -> dict[str, Any]:
@@ -147,7 +152,7 @@ def test_credentials_that_expire_in_mid_job_fail_no_photo(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_source_in_s3_that_cannot_be_listed_ends_in_one_line_and_makes_no_job(
+def test_an_s3_source_that_cannot_be_listed_is_refused_in_one_line_and_makes_no_job(
     sqlite_url: str, moto: Moto, tmp_path: Path
 ) -> None:
     moto.client.create_bucket(Bucket="photos")
@@ -169,7 +174,7 @@ def test_a_source_in_s3_that_cannot_be_listed_ends_in_one_line_and_makes_no_job(
     assert "there is no job yet" in run("status", database_url=sqlite_url, check=1).stderr
 
 
-def test_a_worker_reads_buckets_that_are_its_roots_and_no_others(
+def test_a_worker_reads_only_buckets_that_are_its_roots(
     sqlite_url: str, broker_url: str, moto: Moto, tmp_path: Path
 ) -> None:
     photo = next(make_photos(tmp_path / "photos", 1).iterdir()).read_bytes()
@@ -178,9 +183,13 @@ def test_a_worker_reads_buckets_that_are_its_roots_and_no_others(
         moto.client.put_object(Bucket=bucket, Key="night/a.png", Body=photo)
     log = tmp_path / "log"
     variables = {
-        **KEYS, **NO_OTHERS, "QSIT_S3_ENDPOINT_URL": moto.url, "QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo",
+        **KEYS,
+        **NO_OTHERS,
+        "QSIT_S3_ENDPOINT_URL": moto.url,
+        "QSIT_BROKER_URL": broker_url,
+        "QSIT_MODEL": "demo",
         "QSIT_ROOTS": "s3://photos/night",
-    }  # fmt: skip
+    }
     run("db", "upgrade", database_url=sqlite_url)
     with started(QSIT, "worker", database_url=sqlite_url, log=log, **variables):
         until(lambda: "loaded on cpu" in log.read_text())

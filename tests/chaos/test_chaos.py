@@ -13,7 +13,7 @@ from models.ledger.jobs import JobSpec, open_job
 from models.ledger.leases import claim, record
 from models.ledger.listing import add_images, begin_listing
 from models.tables import ItemRow
-from qsit.sources.filters import ListedPhoto
+from qsit.sources.photo import ListedPhoto
 from qsit.states import ItemState
 from tests.support.chaos import Plan, chaos, kills_of_every_kind, twice, watch_for_twice
 

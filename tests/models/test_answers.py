@@ -56,7 +56,7 @@ def test_questions_with_the_same_answer_are_one_under_the_name_it_was_asked_by_l
 
 
 def test_a_question_too_long_for_an_index_is_refused_and_leaves_no_job(engine: Engine) -> None:
-    with pytest.raises(UsageError, match="the question overall is longer than 2,500 bytes"):
+    with pytest.raises(UsageError, match="more than 2,500 bytes"):
         jobs.open_job(engine, replace(ASKING, questions=(replace(WHY, text="问" * 1000),)))
 
     with reading(engine) as connection:

@@ -58,7 +58,7 @@ def test_filters(library: Engine) -> None:
         return len(list(find_results(library, wanted)))
 
     assert count(ResultFilter(under="file:///q/")) == 10
-    assert count(ResultFilter(under="file:///p/00001")) == 10
+    assert count(ResultFilter(under="file:///p/00001*")) == 10
     assert count(ResultFilter(min_score=0.5, max_score=0.75)) == 12
     assert count(ResultFilter(job=1)) == 30
     assert count(ResultFilter(job=2)) == 0
@@ -89,7 +89,9 @@ def libraries(draw: st.DrawFn) -> list[dict[str, Any]]:
     versions: dict[str, list[bool]] = draw(
         st.dictionaries(
             st.builds(
-                "{}/{}".format, st.sampled_from(["s3://b/a", "s3://b/ab", "s3://b/ä", "s3://c"]), st.integers(0, 9)
+                "{}/{}".format,
+                st.sampled_from(["s3://b/a", "s3://b/a-b", "s3://b/ab", "s3://b/ä", "s3://c"]),
+                st.integers(0, 9),
             ),
             st.sampled_from([[True], [False], [True, False], [False, False, True]]),
             max_size=30,
@@ -112,7 +114,7 @@ wanteds = st.builds(
     ResultFilter,
     job=st.sampled_from([None, None, 1, 2, 4, 9]),
     model=st.sampled_from([None, None, "x", "y", "z"]),
-    under=st.sampled_from([None, "s3://b/", "s3://b/a", "s3://b/a/", "s3://b/ä", "s3://b/a/3"]),
+    under=st.sampled_from([None, "s3://b", "s3://b/", "s3://b/a", "s3://b/a*", "s3://b/a/*", "s3://b/ä", "s3://b/a/3"]),
     min_score=st.sampled_from([None, None, 0.25, 0.3]),
     max_score=st.sampled_from([None, None, 0.5, 0.1]),
     all_versions=st.booleans(),
@@ -120,6 +122,12 @@ wanteds = st.builds(
     limit=st.sampled_from([None, 1, 5, 20]),
     answers=st.booleans(),
 )
+
+
+def is_under(uri: str, pattern: str) -> bool:
+    if pattern.endswith("*"):
+        return uri.startswith(pattern[:-1])
+    return uri == pattern or uri.startswith(pattern.removesuffix("/") + "/")
 
 
 def expected(library: list[dict[str, Any]], wanted: ResultFilter) -> list[tuple[int, int, list[int]]]:
@@ -130,7 +138,7 @@ def expected(library: list[dict[str, Any]], wanted: ResultFilter) -> list[tuple[
         if (row["current"] or wanted.all_versions)
         and wanted.job in (None, row["job"], *(row["asked_by"] if wanted.answers else []))
         and wanted.model in (None, row["model"])
-        and row["uri"].startswith(wanted.under or "")
+        and (wanted.under is None or is_under(row["uri"], wanted.under))
         and (wanted.min_score is None or row["score"] >= wanted.min_score)
         and (wanted.max_score is None or row["score"] <= wanted.max_score)
     ]

@@ -10,7 +10,7 @@ import pytest
 from models.ledger.jobs import OpenedJob
 from models.queries.progress import Progress
 from producer import summary
-from qsit.sources.source import Listing
+from qsit.sources.listing import Listing
 from qsit.sources.uris import uri_of
 from qsit.states import JobState, Reason
 from tests.support.records import HOSTILE, PROGRESS, RESULT

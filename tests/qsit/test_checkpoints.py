@@ -93,7 +93,7 @@ def test_swapped_contents_are_another_revision(folder: Path) -> None:
     assert checkpoints.resolve(str(folder)) != before
 
 
-def test_what_loading_does_not_read_is_no_other_revision(folder: Path) -> None:
+def test_files_that_loading_does_not_read_do_not_change_the_revision(folder: Path) -> None:
     before = checkpoints.resolve(str(folder))
 
     (folder / "README.md").write_text("read me")
@@ -120,7 +120,7 @@ def test_a_folder_that_changed_since_is_not_fetched(folder: Path) -> None:
     assert "have changed" in message
 
 
-def test_another_revision_of_a_folder_is_not_to_be_had(folder: Path) -> None:
+def test_another_revision_of_a_folder_is_refused(folder: Path) -> None:
     assert "leave --revision out" in refused("resolve", str(folder), "main")
     assert "leave --revision out" in refused("resolve", "demo", "main")
 
@@ -159,11 +159,11 @@ def test_a_home_that_does_not_exist_is_refused_in_one_line() -> None:
     assert "no-such-user-here" in refused("resolve", "~no-such-user-here/model")
 
 
-def test_a_folder_without_a_configuration_is_no_checkpoint(tmp_path: Path) -> None:
-    assert refused("resolve", str(tmp_path)) == f"{tmp_path} is no checkpoint: it has no config.json"
+def test_a_folder_without_a_configuration_is_not_a_checkpoint(tmp_path: Path) -> None:
+    assert refused("resolve", str(tmp_path)) == f"{tmp_path} is not a checkpoint: it has no config.json"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its mode")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything, whatever its permissions")
 def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.chmod(0)
@@ -233,8 +233,8 @@ def test_a_revision_that_is_not_cached_is_refused_in_one_line_offline(cache: Pat
 
 
 @pytest.mark.parametrize("name", ["owner/na me", "owner/..", "-/-"])
-def test_what_can_be_no_hub_id_is_refused_in_one_line(name: str) -> None:
-    assert refused("resolve", name) == f"{name} is neither a model folder nor a Hub id (owner/name) nor demo"
+def test_an_invalid_hub_id_is_refused_in_one_line(name: str) -> None:
+    assert refused("resolve", name) == f"{name} is not a model folder, a Hub id (owner/name) or demo"
 
 
 @contextmanager
@@ -268,15 +268,15 @@ def server(status: int, code: str = "") -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (404, "RepoNotFound", "the Hub has no model owner/other (or it is private: set HF_TOKEN)"),
-        (401, "RepoNotFound", "the Hub has no model owner/other (or it is private: set HF_TOKEN)"),
-        (403, "GatedRepo", "the Hub wants you to accept the terms of owner/other first, then set HF_TOKEN"),
+        (404, "RepoNotFound", "the Hub has no model owner/other; if it is private, set HF_TOKEN"),
+        (401, "RepoNotFound", "the Hub has no model owner/other; if it is private, set HF_TOKEN"),
+        (403, "GatedRepo", "the Hub requires you to accept the terms of owner/other; accept them, then set HF_TOKEN"),
         (404, "RevisionNotFound", "the model owner/other has no such revision; leave --revision out for the newest"),
         (500, "", "owner/other is not in the local cache and the Hub cannot be reached"),
         (400, "", "downloading owner/other from the Hub failed"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(tmp_path: Path, status: int, code: str, message: str) -> None:
+def test_a_refusal_of_the_hub_is_reported_in_one_line(tmp_path: Path, status: int, code: str, message: str) -> None:
     with server(status, code) as hub:
         line = asked("resolve", "owner/other", HF_HOME=str(tmp_path), HF_ENDPOINT=hub)
 
@@ -288,7 +288,7 @@ def test_a_hub_that_is_down_leaves_the_cache(cache: Path) -> None:
         assert asked("resolve", "owner/name", HF_HOME=str(cache), HF_ENDPOINT=hub) == COMMIT
 
 
-def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path: Path) -> None:
     with server(200) as hub:
         pass  # and now nobody listens there any more
 
@@ -297,7 +297,7 @@ def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path: Path) -> None:
     assert line.startswith("CheckpointError: owner/other is not in the local cache and the Hub cannot be reached")
 
 
-def test_a_proxy_that_refuses_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_refusal_of_a_proxy_is_reported_in_one_line(tmp_path: Path) -> None:
     with server(403) as proxy:
         line = asked(
             "resolve", "owner/other", HF_HOME=str(tmp_path), HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=proxy
@@ -306,7 +306,7 @@ def test_a_proxy_that_refuses_is_said_in_one_line(tmp_path: Path) -> None:
     assert line.startswith("CheckpointError: ")
 
 
-def test_neither_torch_nor_transformers_is_imported_for_a_name() -> None:
+def test_resolving_a_name_imports_neither_torch_nor_transformers() -> None:
     program = (
         "import sys; from qsit import checkpoints; checkpoints.resolve('demo'); "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
@@ -323,8 +323,8 @@ def test_neither_torch_nor_transformers_is_imported_for_a_name() -> None:
         ('{"weight_map": {"a": "../model.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"a": "/etc/model.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"a": 1}}', "outside its folder"),
-        ('{"weight_map": []}', "no index"),
-        ("no json", "no index"),
+        ('{"weight_map": []}', "not an index"),
+        ("no json", "not an index"),
     ],
 )
 def test_an_index_of_weights_names_files_of_its_own_folder_only(tmp_path: Path, content: str, words: str) -> None:

@@ -34,7 +34,7 @@ def test_the_prompt_is_the_published_one_letter_by_letter() -> None:
     }
 
 
-def test_scores_of_the_two_pixel_policies_are_told_apart() -> None:
+def test_the_two_pixel_policies_are_different_procedures() -> None:
     assert UPRIGHT != AS_STORED
 
 

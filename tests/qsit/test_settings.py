@@ -74,7 +74,7 @@ def test_every_setting_has_its_variable(
     assert getattr(settings.load(), field) == value
 
 
-def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in settings.Settings.model_fields:
         monkeypatch.setenv(f"QSIT_{name.upper()}", "")
 
@@ -154,3 +154,19 @@ def test_settings_do_not_change() -> None:
 
     with pytest.raises(ValidationError, match="frozen"):
         loaded.model = "demo"
+
+
+def test_a_revision_belongs_to_the_configured_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSIT_MODEL", "demo")
+    monkeypatch.setenv("QSIT_REVISION", "abc123")
+    loaded = settings.load()
+
+    assert loaded.revision_for(None) == loaded.revision_for("demo") == "abc123"
+    assert loaded.revision_for("owner/other") is None
+
+
+def test_an_unknown_user_in_a_root_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSIT_ROOTS", "~no-such-user-here/photos")
+
+    with pytest.raises(UsageError, match=r"no such user: ~no-such-user-here$"):
+        settings.load()

@@ -1,4 +1,4 @@
-"""Real S3 servers on loopback: rclone over a folder, and moto with the faults a test wants."""
+"""Real S3 servers on loopback: rclone over a folder, and moto with the faults that a test injects."""
 
 import contextlib
 import logging
@@ -25,11 +25,11 @@ NO_OTHERS = {
     "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-"""What keeps credentials and settings of the machine out."""
+"""Keeps out credentials and settings of the machine."""
 
 
 def client(url: str) -> Any:
-    """boto3's client for a server of the tests."""
+    """Return boto3's client for a test server."""
     return boto3.client(
         "s3",
         endpoint_url=url,
@@ -42,12 +42,22 @@ def client(url: str) -> Any:
 
 @contextlib.contextmanager
 def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS, port: int | None = None) -> Iterator[str]:
-    """The URL of `rclone serve s3` over a folder whose folders are buckets; `log` tells every request."""
+    """Yield the URL of `rclone serve s3` over a folder whose folders are buckets. `log` has every request."""
     port = port or _free_port()
     command = [
-        str(BIN / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--force-path-style",
-        "--auth-key", ",".join(keys.values()), "--config", "/nonexistent", "-vv", str(folder),
-    ]  # fmt: skip
+        str(BIN / "rclone"),
+        "serve",
+        "s3",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--force-path-style",
+        "--auth-key",
+        ",".join(keys.values()),
+        "--config",
+        "/nonexistent",
+        "-vv",
+        str(folder),
+    ]
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output)
     try:
@@ -61,7 +71,7 @@ def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS, port: int | 
 
 
 def objects_read(log: Path) -> int:
-    """How many objects rclone was asked for."""
+    """Return how many objects rclone was asked for."""
     return log.read_text().count("GET OBJECT")
 
 
@@ -74,14 +84,16 @@ def _free_port() -> int:
 
 Environ = dict[str, Any]
 Answer = Callable[[Environ, Callable[..., Any], Callable[[], Iterable[bytes]]], Iterable[bytes]]
-"""Answers a request: gets the WSGI environment, start_response, and what the real server would answer."""
+"""Answers a request. Takes the WSGI environment, start_response, and the answer of the real server."""
 
 
 class Moto:
     """
-    moto's S3, whose answers to GETs of objects and listings a test may spoil.
+    The S3 server of moto. A test may replace its answers to GETs of objects and listings.
 
-    spoil: the answers for the next such requests, one each; `always`: for all after them. asked: (method, path)s.
+    spoil: one answer for each of the next GETs.
+    always: the answer to all GETs after those.
+    asked: method and path of each request.
     """
 
     def __init__(self) -> None:
@@ -102,7 +114,7 @@ class Moto:
         self._thread.join()
 
     def reset(self) -> None:
-        """Forget all objects and faults."""
+        """Delete all objects and faults."""
         self.spoil, self.always, self.asked = [], None, []
         for bucket in self.client.list_buckets()["Buckets"]:
             versions = self.client.list_object_versions(Bucket=bucket["Name"])
@@ -118,21 +130,21 @@ class Moto:
 
         query = parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
         self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
-        of_interest = environ["REQUEST_METHOD"] == "GET" and not {"versions", "versioning"} & query.keys()
-        if of_interest and self.spoil:
+        is_get = environ["REQUEST_METHOD"] == "GET" and not {"versions", "versioning"} & query.keys()
+        if is_get and self.spoil:
             return self.spoil.pop(0)(environ, start, answer)
-        if of_interest and self.always is not None:
+        if is_get and self.always is not None:
             return self.always(environ, start, answer)
         return answer()
 
 
 def really(environ: Environ, start: object, answer: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
-    """What the server answers."""
+    """Answer as the server does."""
     return answer()
 
 
-def refused(status: int, code: str, message: str = "as the test wants") -> Answer:
-    """An error as S3 words it."""
+def refused(status: int, code: str, message: str = "from the test") -> Answer:
+    """Answer with an error of S3."""
     words = {301: "Moved", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 500: "Error", 503: "Busy"}
 
     def answer(environ: Environ, start: Callable[..., Any], really: object) -> Iterable[bytes]:
@@ -144,21 +156,21 @@ def refused(status: int, code: str, message: str = "as the test wants") -> Answe
 
 
 def reset(environ: Environ, start: object, really: object) -> Iterable[bytes]:
-    """The connection ends before an answer."""
+    """Close the connection instead of answering."""
     connection: socket.socket = environ["werkzeug.socket"]
     connection.shutdown(socket.SHUT_RDWR)
     raise ConnectionResetError
 
 
 def cut(environ: Environ, start: object, really: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
-    """The body breaks off half way."""
+    """Close the connection after half of the body."""
     body = b"".join(really())
     yield body[: len(body) // 2]
     environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
 def silent(seconds: float) -> Answer:
-    """Nothing comes for so long; then the answer."""
+    """Answer after so many seconds."""
 
     def answer(environ: Environ, start: object, really: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
         time.sleep(seconds)
@@ -168,7 +180,7 @@ def silent(seconds: float) -> Answer:
 
 
 def stalled(seconds: float) -> Answer:
-    """The body stops half way for so long."""
+    """Pause for so many seconds after half of the body."""
 
     def answer(environ: Environ, start: object, really: Callable[[], Iterable[bytes]]) -> Iterable[bytes]:
         body = b"".join(really())

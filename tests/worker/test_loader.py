@@ -10,7 +10,8 @@ from PIL import Image
 from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults
 from qsit.errors import ImageError
 from qsit.rating import AS_STORED, UPRIGHT
-from qsit.sources.source import Listing, Reader
+from qsit.sources.listing import Listing
+from qsit.sources.reader import Reader
 from qsit.states import UNKNOWN_VERSION, Reason
 from tests.support.programs import make_photos
 from worker.inference.tiles import Prepared
@@ -28,7 +29,7 @@ def claim(procedure: str = UPRIGHT, *, rescore: bool = False) -> Claim:
 
 @pytest.fixture
 def item(tmp_path: Path) -> ClaimedItem:
-    [photo] = Listing().walk(str(make_photos(tmp_path / "photos", 1)))
+    [photo] = parse_source(str(make_photos(tmp_path / "photos", 1))).walk(Listing())
     return ClaimedItem(1, photo.uri, photo.version, False)
 
 
@@ -65,7 +66,7 @@ def test_the_procedure_of_the_claim_says_whether_exif_turns_a_photo(
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (32, 24), "grey").save(tmp_path / "turned.jpg", exif=exif)
-    [listed] = Listing().walk(str(tmp_path))
+    [listed] = parse_source(str(tmp_path)).walk(Listing())
     item = ClaimedItem(1, listed.uri, listed.version, False)
 
     photo = loader_for(item).load(item, claim(procedure), lambda: None)

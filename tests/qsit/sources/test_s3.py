@@ -1,4 +1,4 @@
-"""S3 as it is: listed with its odd keys, opened at the version that was listed, and every error told apart."""
+"""Objects in S3 are listed with their odd keys and opened at the listed version, and every error is classified."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +9,10 @@ import pytest
 
 from qsit.errors import ImageError, SourceError, WorkerFault
 from qsit.sources import s3_client, s3_reader
-from qsit.sources.filters import ListedPhoto
-from qsit.sources.source import Listing, Reader
+from qsit.sources.listing import Listing
+from qsit.sources.photo import ListedPhoto
+from qsit.sources.reader import Reader
+from qsit.sources.source import parse_source
 from qsit.states import UNKNOWN_VERSION, Reason
 from tests.support import s3_servers
 from tests.support.s3_servers import KEYS, NO_OTHERS, Answer, Moto, cut, refused, reset, silent, stalled
@@ -39,8 +41,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (KEYS | NO_OTHERS).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3_reader, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_reader, "MAX_ATTEMPTS", 2)
 
 
 def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
@@ -51,11 +53,11 @@ def put(moto: Moto, key: str, content: bytes = CONTENT) -> str:
 
 def listed(moto: Moto, source: str, listing: Listing | None = None, *, of_list: bool = False) -> list[str]:
     listing = listing or Listing(endpoint_url=moto.url)
-    return [found.uri for found in listing.walk(source, of_list=of_list)]
+    return [found.uri for found in parse_source(source).walk(listing, of_list=of_list)]
 
 
 def version(moto: Moto, uri: str) -> str:
-    [found] = Listing(endpoint_url=moto.url).walk(uri)
+    [found] = parse_source(uri).walk(Listing(endpoint_url=moto.url))
     return found.version
 
 
@@ -84,7 +86,7 @@ def test_a_bucket_is_listed_with_all_below_in_the_order_of_keys(moto: Moto) -> N
         assert listed(moto, source) == [f"s3://photos/{key}" for key in everything]
 
 
-def test_a_place_is_an_object_or_a_folder_and_no_beginning_of_names(moto: Moto) -> None:
+def test_a_source_is_an_object_or_a_folder_but_not_a_prefix(moto: Moto) -> None:
     for key in ("night/1.jpg", "night/2.jpg", "night-private/3.jpg", "night.jpg", "nightly.jpg"):
         put(moto, key)
 
@@ -94,7 +96,7 @@ def test_a_place_is_an_object_or_a_folder_and_no_beginning_of_names(moto: Moto) 
     assert listed(moto, "s3://photos/nig") == []
 
 
-def test_a_star_at_the_end_takes_every_key_that_begins_so(moto: Moto) -> None:
+def test_a_star_at_the_end_makes_a_source_a_prefix(moto: Moto) -> None:
     for key in ("2024-01/a.jpg", "2024-02/b.jpg", "2025-01/c.jpg", "x/IMG_1.jpg", "x/IMG_2.jpg", "x/PANO_1.jpg"):
         put(moto, key)
 
@@ -102,13 +104,13 @@ def test_a_star_at_the_end_takes_every_key_that_begins_so(moto: Moto) -> None:
     assert listed(moto, "s3://photos/x/IMG_*") == ["s3://photos/x/IMG_1.jpg", "s3://photos/x/IMG_2.jpg"]
 
 
-def test_an_object_that_is_named_itself_is_listed_whatever_its_name(moto: Moto) -> None:
+def test_an_object_named_as_the_source_is_listed_whatever_its_ending(moto: Moto) -> None:
     uri = put(moto, "scans/.page one")
 
     assert listed(moto, uri, Listing(exclude=["*"], endpoint_url=moto.url)) == [uri]
 
 
-def test_what_is_no_photo_is_passed_over_and_counted(moto: Moto) -> None:
+def test_other_objects_are_ignored_and_counted(moto: Moto) -> None:
     for key in (
         *("a.jpg", "a.txt", "a.jpg.xmp", "sub/", "sub/b.jpg", ".trash/c.jpg", "sub/@eaDir/d.jpg/thumb.jpg"),
         *("sub/.hidden.jpg", "raw/e.jpg", "sub/f.gif", "2023/raw/g.jpg"),
@@ -120,7 +122,7 @@ def test_what_is_no_photo_is_passed_over_and_counted(moto: Moto) -> None:
     assert listing.ignored == {".txt": 1, ".xmp": 1}
 
 
-def test_a_hidden_folder_that_is_named_itself_is_listed(moto: Moto) -> None:
+def test_a_hidden_folder_named_as_the_source_is_listed(moto: Moto) -> None:
     put(moto, ".secret/a.jpg")
 
     assert listed(moto, "s3://photos/.secret") == ["s3://photos/.secret/a.jpg"]
@@ -133,7 +135,7 @@ def test_a_hidden_folder_that_is_named_itself_is_listed(moto: Moto) -> None:
 def test_odd_keys_are_listed_and_read_as_they_are(moto: Moto, key: str) -> None:
     put(moto, key)
 
-    [found] = Listing(endpoint_url=moto.url).walk("s3://photos")
+    [found] = parse_source("s3://photos").walk(Listing(endpoint_url=moto.url))
 
     assert found.uri == f"s3://photos/{key}"
     assert read(reader(moto), found.uri, found.version) == CONTENT
@@ -151,16 +153,16 @@ def test_the_version_is_the_etag_and_the_size_and_follows_the_content(moto: Moto
     assert version(moto, uri) == first
 
 
-def test_a_key_of_a_list_is_found_without_asking_s3(moto: Moto) -> None:
+def test_a_key_in_a_list_is_listed_without_a_request(moto: Moto) -> None:
     listing = Listing(endpoint_url=moto.url)
 
-    found = list(listing.walk("s3://photos/no/such.key", of_list=True))
+    found = list(parse_source("s3://photos/no/such.key").walk(listing, of_list=True))
 
     assert found == [ListedPhoto("s3://photos/no/such.key", UNKNOWN_VERSION)]
     assert moto.asked == []
 
 
-def test_a_folder_of_a_list_is_listed(moto: Moto) -> None:
+def test_a_folder_in_a_list_is_listed(moto: Moto) -> None:
     uri = put(moto, "sub/a.jpg")
 
     assert listed(moto, "s3://photos/sub/", of_list=True) == [uri]
@@ -178,9 +180,9 @@ def test_more_than_a_page_is_listed(moto: Moto, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "source", ["s3://", "s3:///key", "s3://b", "s3://under/../", "s3://bucket name/x", "s3://bucket/\udcff.jpg"]
 )
-def test_what_is_no_place_in_s3_is_refused_in_one_line(source: str) -> None:
+def test_an_invalid_s3_uri_is_refused_in_one_line(source: str) -> None:
     with pytest.raises(SourceError) as refused_source:
-        list(Listing().walk(source))
+        list(parse_source(source).walk(Listing()))
 
     assert "\n" not in str(refused_source.value)
 
@@ -199,10 +201,13 @@ LISTING_ERRORS: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize("name", LISTING_ERRORS)
-def test_a_bucket_that_cannot_be_listed_is_told_with_what_to_do(moto: Moto, name: str) -> None:
+def test_an_error_on_listing_says_what_to_do(moto: Moto, name: str) -> None:
     moto.always, words = LISTING_ERRORS[name]
 
-    for use in (lambda: Listing(endpoint_url=moto.url).check("s3://photos/x"), lambda: listed(moto, "s3://photos")):
+    for use in (
+        lambda: parse_source("s3://photos/x").check(Listing(endpoint_url=moto.url)),
+        lambda: listed(moto, "s3://photos"),
+    ):
         with pytest.raises(SourceError, match=words) as refused_source:
             use()
         assert "\n" not in str(refused_source.value)
@@ -212,7 +217,7 @@ def test_an_error_between_two_pages_ends_the_listing(moto: Moto, monkeypatch: py
     for number in range(4):
         put(moto, f"{number}.jpg")
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    walk = Listing(endpoint_url=moto.url).walk("s3://photos")
+    walk = parse_source("s3://photos").walk(Listing(endpoint_url=moto.url))
     next(walk)
     moto.always = refused(403, "AccessDenied")
 
@@ -220,7 +225,7 @@ def test_an_error_between_two_pages_ends_the_listing(moto: Moto, monkeypatch: py
         list(walk)
 
 
-def test_listing_is_tried_again_when_s3_is_busy(moto: Moto) -> None:
+def test_listing_is_retried_when_s3_is_busy(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
     moto.spoil = [BUSY]
 
@@ -230,7 +235,7 @@ def test_listing_is_tried_again_when_s3_is_busy(moto: Moto) -> None:
 # reading
 
 
-def test_only_what_lies_under_a_root_is_read(moto: Moto) -> None:
+def test_only_objects_under_a_root_are_read(moto: Moto) -> None:
     uris = [put(moto, key) for key in ("night/a.jpg", "night-private/b.jpg", "night")]
     versions = [f"{version(moto, uri)}" for uri in (uris[0], uris[1])]
 
@@ -242,7 +247,7 @@ def test_only_what_lies_under_a_root_is_read(moto: Moto) -> None:
     assert moto.asked == []
 
 
-def test_an_unknown_version_is_learnt_before_the_body_is_read(moto: Moto) -> None:
+def test_an_unknown_version_is_found_before_the_body_is_read(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
 
     with reader(moto).opened(uri, UNKNOWN_VERSION) as photo:
@@ -250,12 +255,12 @@ def test_an_unknown_version_is_learnt_before_the_body_is_read(moto: Moto) -> Non
         assert photo.read() == CONTENT
 
 
-@pytest.mark.parametrize("heeds_conditions", [True, False])
-def test_an_object_that_changed_is_not_read(moto: Moto, heeds_conditions: bool) -> None:
+@pytest.mark.parametrize("honours_conditions", [True, False])
+def test_an_object_that_changed_is_not_read(moto: Moto, honours_conditions: bool) -> None:
     uri = put(moto, "a.jpg", b"one")
     listed_version = version(moto, uri)
     put(moto, "a.jpg", b"two")
-    if not heeds_conditions:
+    if not honours_conditions:
 
         def careless(environ: dict[str, object], start: object, really: Callable[[], list[bytes]]) -> list[bytes]:
             environ.pop("HTTP_IF_MATCH")
@@ -270,7 +275,7 @@ def test_an_object_that_changed_is_not_read(moto: Moto, heeds_conditions: bool) 
 
 def test_an_object_of_too_many_bytes_is_refused_before_its_body(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = put(moto, "a.jpg")
-    monkeypatch.setattr("qsit.sources.filters.MAX_BYTES", len(CONTENT) - 1)
+    monkeypatch.setattr("qsit.sources.photo.MAX_BYTES", len(CONTENT) - 1)
 
     with pytest.raises(ImageError) as error:
         read(reader(moto), uri, version(moto, uri))
@@ -301,7 +306,7 @@ ERRORS: dict[str, tuple[Callable[[Moto], None], Reason | None, str]] = {
     "deleted": (deleted, Reason.MISSING, "is gone"),
     "deleted in a versioned bucket": (deleted_in_a_versioned_bucket, Reason.MISSING, "is gone"),
     "archived": (archived, Reason.UNREADABLE, "restore it first"),
-    "key too long": (always(refused(400, "KeyTooLongError")), Reason.UNREADABLE, "can be no object"),
+    "key too long": (always(refused(400, "KeyTooLongError")), Reason.UNREADABLE, "key is not valid"),
     "no such bucket": (always(refused(404, "NoSuchBucket")), None, "has no s3://photos"),
     "access denied": (always(refused(403, "AccessDenied")), None, "needs the permission s3:GetObject"),
     "expired": (always(refused(400, "ExpiredToken")), None, "have expired; renew them"),
@@ -316,15 +321,15 @@ ERRORS: dict[str, tuple[Callable[[Moto], None], Reason | None, str]] = {
     "cut": (always(cut), None, "does not answer"),
     "stalled": (always(stalled(0.6)), None, "does not answer"),
 }
-"""What happens to an object after it was listed; why it fails, or None where the worker is at fault; and the words."""
+"""What happens to an object after it was listed; its reason, or None for a fault of the worker; part of the message."""
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_is_laid_to_the_photo_or_to_the_worker(
+def test_every_error_is_attributed_to_the_photo_or_the_worker(
     moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     happens, reason, words = ERRORS[name]
-    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     happens(moto)
@@ -348,8 +353,8 @@ TRANSIENT: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(s3_client, "SILENCE_S", 0.3)
+def test_transient_errors_are_retried(moto: Moto, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.3)
     uri = put(moto, "a.jpg")
     listed_version = version(moto, uri)
     moto.spoil = [TRANSIENT[name]]
@@ -358,7 +363,7 @@ def test_what_may_pass_is_tried_again(moto: Moto, monkeypatch: pytest.MonkeyPatc
     assert moto.spoil == []
 
 
-def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) -> None:
+def test_a_retried_body_has_the_same_version(moto: Moto) -> None:
     uri = put(moto, "a.jpg")
     opener = reader(moto)
     moto.spoil = [cut]
@@ -371,9 +376,9 @@ def test_a_body_that_breaks_off_is_not_patched_with_another_version(moto: Moto) 
     assert error.value.reason is Reason.CHANGED
 
 
-def test_a_body_that_trickles_is_the_fault_of_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_reader, "READ_S", 0.2)
-    monkeypatch.setattr(s3_reader, "SLOWEST", 10**9)
+def test_a_slow_body_is_attributed_to_the_worker(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_reader, "READ_LIMIT_S", 0.2)
+    monkeypatch.setattr(s3_reader, "MIN_BYTES_PER_S", 10**9)
     uri = put(moto, "a.jpg")
     moto.always = stalled(0.5)
 
@@ -392,9 +397,7 @@ def only(key: str, answer: Answer) -> Answer:
 
 @pytest.mark.parametrize("has_read_another", [True, False])
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidRequest", "KMS.DisabledException", "MethodNotAllowed"])
-def test_what_is_refused_of_one_object_is_laid_to_it_where_others_are_given(
-    moto: Moto, has_read_another: bool, code: str
-) -> None:
+def test_a_refused_object_is_unreadable_if_s3_returns_others(moto: Moto, has_read_another: bool, code: str) -> None:
     good, bad = put(moto, "a/1.jpg"), put(moto, "a/2.jpg")
     opener = reader(moto)
     if has_read_another:
@@ -408,7 +411,7 @@ def test_what_is_refused_of_one_object_is_laid_to_it_where_others_are_given(
     assert read(opener, good, UNKNOWN_VERSION) == CONTENT
 
 
-def test_a_permission_that_is_taken_away_in_mid_job_is_laid_to_no_photo(moto: Moto) -> None:
+def test_a_lost_permission_is_attributed_to_the_worker(moto: Moto) -> None:
     uris = [put(moto, f"{number}.jpg") for number in range(3)]
     opener = reader(moto)
     read(opener, uris[0], UNKNOWN_VERSION)
@@ -419,7 +422,7 @@ def test_a_permission_that_is_taken_away_in_mid_job_is_laid_to_no_photo(moto: Mo
             read(opener, uri, UNKNOWN_VERSION)
 
 
-def test_proof_is_not_sought_outside_the_roots(moto: Moto) -> None:
+def test_objects_outside_the_roots_are_not_probed(moto: Moto) -> None:
     put(moto, "a/1.jpg")
     bad = put(moto, "a/2.jpg")
     moto.always = only("2.jpg", refused(403, "AccessDenied"))
@@ -431,12 +434,12 @@ def test_proof_is_not_sought_outside_the_roots(moto: Moto) -> None:
 
 
 @pytest.mark.parametrize("name", ["broken", "cut", "reset"])
-def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_other(moto: Moto, name: str) -> None:
+def test_an_object_that_fails_repeatedly_is_unreadable_if_s3_returns_others(moto: Moto, name: str) -> None:
     good, bad = put(moto, "1.jpg"), put(moto, "2.jpg")
     opener = reader(moto)
     moto.always = only("2.jpg", TRANSIENT[name])
 
-    for _ in range(s3_reader.ROUNDS - 1):
+    for _ in range(s3_reader.MAX_OBJECT_ATTEMPTS - 1):
         with pytest.raises(WorkerFault):
             read(opener, bad, UNKNOWN_VERSION)
         assert read(opener, good, UNKNOWN_VERSION) == CONTENT
@@ -445,13 +448,27 @@ def test_what_fails_of_one_object_again_and_again_is_laid_to_it_and_holds_up_no_
     assert error.value.reason is Reason.UNREADABLE
 
 
+def test_a_success_resets_the_failures_of_an_object(moto: Moto) -> None:
+    good, flaky = put(moto, "1.jpg"), put(moto, "2.jpg")
+    opener = reader(moto)
+    read(opener, good, UNKNOWN_VERSION)
+
+    for _ in range(2):
+        moto.always = only("2.jpg", reset)
+        for _ in range(s3_reader.MAX_OBJECT_ATTEMPTS - 1):
+            with pytest.raises(WorkerFault):
+                read(opener, flaky, UNKNOWN_VERSION)
+        moto.always = None
+        assert read(opener, flaky, UNKNOWN_VERSION) == CONTENT
+
+
 def headless(environ: object, start: Callable[..., Any], answered: object) -> list[bytes]:
     """A page of something that is not S3."""
     start("200 OK", [("Content-Type", "text/html"), ("Content-Length", "5")])
     return [b"hello"]
 
 
-def test_what_does_not_speak_s3_is_told(moto: Moto) -> None:
+def test_a_server_that_does_not_speak_s3_is_reported(moto: Moto) -> None:
     moto.always = headless
 
     with pytest.raises(WorkerFault, match="is it an S3 server"):
@@ -460,7 +477,7 @@ def test_what_does_not_speak_s3_is_told(moto: Moto) -> None:
         listed(moto, "s3://photos")
 
 
-def test_a_listing_that_breaks_off_is_not_taken_for_a_whole(moto: Moto) -> None:
+def test_an_incomplete_listing_is_an_error(moto: Moto) -> None:
     page = (
         b"<ListBucketResult><IsTruncated>true</IsTruncated><Contents><Key>a.jpg</Key><Size>1</Size>"
         b"<ETag>x</ETag></Contents></ListBucketResult>"
@@ -486,38 +503,28 @@ def test_a_listing_that_breaks_off_is_not_taken_for_a_whole(moto: Moto) -> None:
         ("AWS_MAX_ATTEMPTS", "many"),
     ],
 )
-def test_settings_of_boto3_that_are_wrong_fail_no_photo(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
+def test_bad_settings_of_boto3_fail_no_photo(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", value if variable == "AWS_ENDPOINT_URL_S3" else "https://127.0.0.1:9")
 
     with pytest.raises(SourceError) as refused_source:
-        Listing().check("s3://photos")
+        parse_source("s3://photos").check(Listing())
     with pytest.raises(WorkerFault):
         read(Reader(["s3://photos"]), "s3://photos/a.jpg", UNKNOWN_VERSION)
     assert "\n" not in str(refused_source.value)
 
 
-def test_what_s3_says_in_many_lines_is_told_in_one(moto: Moto) -> None:
+def test_a_message_of_many_lines_is_reported_in_one(moto: Moto) -> None:
     moto.always = refused(403, "AccessDenied", "first\nsecond\n\n  third")
 
     with pytest.raises(SourceError, match="first second third"):
         listed(moto, "s3://photos")
 
 
-def test_an_entry_of_a_list_that_is_no_source_costs_only_itself() -> None:
-    listing = Listing()
-
-    for entry in ("s3://photos/a\0b.jpg", "s3://", "s3://photos/\udcff", "http://example.org/a.jpg"):
-        assert list(listing.walk(entry, of_list=True)) == []
-    assert len(listing.unreadable) == 4
-
-
-def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_bucket_gets_no_requests_for_a_while(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, other = put(moto, "a.jpg"), put(moto, "b.jpg")
     versions = version(moto, uri), version(moto, other)
-    monkeypatch.setattr(s3_reader, "REST_S", 0.5)
+    monkeypatch.setattr(s3_reader, "BUCKET_BACKOFF_S", 0.5)
     opener = reader(moto)
     moto.always = BUSY
     with pytest.raises(WorkerFault):
@@ -533,12 +540,12 @@ def test_a_bucket_out_of_reach_is_left_alone_for_a_while(moto: Moto, monkeypatch
     assert read(opener, other, versions[1]) == CONTENT
 
 
-def test_renewed_credentials_are_found_by_a_worker_that_runs(
+def test_a_running_worker_finds_renewed_credentials(
     moto: Moto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "credentials"
     log = tmp_path / "log"
-    monkeypatch.setattr(s3_reader, "REST_S", 0.0)
+    monkeypatch.setattr(s3_reader, "BUCKET_BACKOFF_S", 0.0)
     for name in KEYS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
@@ -560,31 +567,31 @@ def test_renewed_credentials_are_found_by_a_worker_that_runs(
         assert read(opener, "s3://photos/a.jpg", UNKNOWN_VERSION) == CONTENT
 
 
-def test_no_credentials_and_no_profile_are_told(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_and_profiles_are_reported(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.delenv(name)
 
     with pytest.raises(SourceError, match=r"no credentials .* set AWS_ACCESS_KEY_ID"):
-        Listing(endpoint_url=moto.url).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=moto.url))
     with pytest.raises(WorkerFault, match="no credentials"):
         read(reader(moto), "s3://photos/a.jpg", UNKNOWN_VERSION)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(SourceError, match="nobody"):
-        Listing(endpoint_url=moto.url).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=moto.url))
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_server_that_does_not_answer_is_reported() -> None:
     nowhere = "http://127.0.0.1:9"
 
     with pytest.raises(SourceError, match=f"S3 at {nowhere} does not answer"):
-        Listing(endpoint_url=nowhere).check("s3://photos")
+        parse_source("s3://photos").check(Listing(endpoint_url=nowhere))
     with pytest.raises(WorkerFault, match=f"S3 at {nowhere} does not answer") as fault:
         read(Reader(["s3://photos"], endpoint_url=nowhere), "s3://photos/a.jpg", UNKNOWN_VERSION)
     assert "a.jpg" not in str(fault.value), "all photos make one notice"
 
 
 @pytest.mark.parametrize("uri", ["s3://photos", "s3://photos/", "s3://", "s3://photos/\udcff"])
-def test_what_names_no_object_is_never_asked_for(moto: Moto, uri: str) -> None:
+def test_a_uri_without_an_object_makes_no_request(moto: Moto, uri: str) -> None:
     with pytest.raises((SourceError, ImageError, WorkerFault)):
         read(reader(moto), uri, UNKNOWN_VERSION)
     assert objects_asked(moto) == 0
@@ -595,7 +602,7 @@ def test_boto3_is_loaded_for_s3_only() -> None:
     import sys
 
     code = (
-        "import sys; from qsit.sources.source import Listing, Reader;"
+        "import sys; from qsit.sources.listing import Listing; from qsit.sources.reader import Reader;"
         "Reader(['/tmp', 's3://photos']); Listing(); print('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
