@@ -19,6 +19,11 @@ QsitError                   one line to the user, exit status 1
 from qsit.states import Reason
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, or its type's name when it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class QsitError(Exception):
     """Base of all errors that end in one line; the message says what to do."""
 

@@ -84,10 +84,7 @@ class Process:
         self.row.load_s = time.monotonic() - began
         self.row.state = WorkerState.READY
         if device == "cpu" and settings.device == "auto":
-            self.row.notice = (
-                "no GPU was found, so photos are scored on the CPU: "
-                f"about {model.photos_per_second():.2g} photos of 1024 x 768 a second"
-            )
+            self.row.notice = "no GPU found: scoring on the CPU is slow"
             log.warning(self.row.notice)
         log.info(
             "model %s at revision %s loaded on %s in %s, in %.1f s",
