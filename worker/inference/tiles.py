@@ -156,7 +156,7 @@ class Tiling:
 
 
 def select_best_resolution(width: int, height: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """Return the pinpoint (height, width) that keeps the most pixels of the image and, among those, wastes the fewest."""
+    """Return the pinpoint (height, width) that keeps the most pixels of the image; among equals, the smallest waste."""
     best, most_kept, least_wasted = pinpoints[0], 0, math.inf
     for grid_height, grid_width in pinpoints:
         scale = min(grid_width / width, grid_height / height)
