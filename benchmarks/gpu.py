@@ -47,7 +47,7 @@ def check(device: str) -> str:
         ]
         looks = model.look(prepared, questions, max_new_tokens=TOKENS)
         alike = [
-            answer.text == model._prompts.text_of(each["answers_token_ids"][question])
+            answer.text == model._prompts.decode(each["answers_token_ids"][question])
             for each, (_, answers) in zip(expected, looks, strict=True)
             for question, answer in zip(questions, answers, strict=True)
         ]

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from tests.support import profiles
-from worker.imaging.color_profiles import to_srgb
+from worker.imaging.color_profiles import convert_to_srgb
 from worker.imaging.decode import decode
 from worker.inference.tiles import Tiling
 from worker.launch import ENVIRONMENT
@@ -93,7 +93,8 @@ class Child:
         with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
             if threads == 1:
                 stack.enter_context(patch.object(Image.Image, "resize", self._timed("resize", Image.Image.resize)))
-                stack.enter_context(patch("worker.imaging.decode.to_srgb", self._timed("colour", to_srgb)))
+                convert = self._timed("colour", convert_to_srgb)
+                stack.enter_context(patch("worker.imaging.decode.convert_to_srgb", convert))
             list(pool.map(self.prepare, [data] * threads))
             self.took.clear()
             faults, wall, start = _count_faults(), time.perf_counter(), time.process_time()

@@ -30,8 +30,8 @@ class Transformers:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self._image_id: int = self.model.config.image_token_id
         self._prompts = Prompts(folder, tokenizer, self._image_id, ())
-        self._prompt = self._prompts.ids(PROMPT, ANSWER)
-        self._rating_ids = self._prompts.rating_ids()
+        self._prompt = self._prompts.encode_turn(PROMPT, ANSWER)
+        self._rating_ids = self._prompts.rating_token_ids()
         self._tiling = Tiling.of_checkpoint(folder)
 
     def score_one_by_one(self, images: Sequence[Image.Image]) -> list[float]:
@@ -46,7 +46,7 @@ class Transformers:
 
     def answer(self, image: Image.Image, question: str, tokens: int) -> str:
         """Answer a question greedily in exactly `tokens` tokens, as the model's README does."""
-        before, after = self._prompts.ids(question)
+        before, after = self._prompts.encode_turn(question)
         ids = before + [self._image_id] * self._tiling.tokens(*image.size) + after
         pixels: BatchFeature = self._processor([image], return_tensors="pt")
         device, dtype = self.model.device, self.model.dtype
@@ -62,7 +62,7 @@ class Transformers:
                 max_new_tokens=tokens,
                 pad_token_id=0,
             )
-        return self._prompts.text_of(said[0, len(ids) :].tolist())
+        return self._prompts.decode(said[0, len(ids) :].tolist())
 
     def _with_lengths(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, int]]:
         prompt_length = sum(map(len, self._prompt))

@@ -143,9 +143,13 @@ class Examples:
         Return token ids, their positions, and the number of ids of the answer. A rating is tokenized as scoring reads
         it.
         """
-        before, after = self._prompts.ids(entry.question)
+        before, after = self._prompts.encode_turn(entry.question)
         begin = ANSWER if entry.reply.startswith(ANSWER) else ""
-        answer = self._prompts.of(begin) + self._prompts.of(entry.reply.removeprefix(begin)) + [self._prompts.ends[0]]
+        answer = (
+            self._prompts.encode(begin)
+            + self._prompts.encode(entry.reply.removeprefix(begin))
+            + [self._prompts.eos_token_ids[0]]
+        )
         rest = [*after, *answer]
         image = len(before) + tokens
         ids = [*before, *[self._image_token] * len(kept), *rest]

@@ -1,12 +1,11 @@
-"""Q-SiT itself: scoring prepared images, and answering questions about them.
+"""
+Q-SiT: score prepared images, and answer questions about them.
 
-Prompt template, token ids, tile size, pinpoints, mean and standard deviation are the checkpoint's, so that nothing here
-assumes a size of SigLIP or Qwen2. torch is in loading.py, forward.py, branches.py and answering.py, too.
+Prompt template, token ids, tile size, pinpoints, mean and standard deviation come from the checkpoint. Nothing here
+assumes a size of SigLIP or Qwen2.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,31 +13,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate, linear
+from torch.nn.functional import linear
 
 from qsit.errors import CheckpointError
 from qsit.questions import MAX_NEW_TOKENS, Answer, Question, render_prompt
 from qsit.rating import ANSWER, PROMPT, Score, score_of
-from worker.inference import generation, loading
-from worker.inference.forward import KVCache, LanguageModel, PackedSequences, VisionTower, text_layer, vision_layer
+from worker.inference import loading
+from worker.inference.attention import KVCache, PackedSequences
+from worker.inference.forward import LanguageModel
+from worker.inference.generation import answer_questions
+from worker.inference.image_encoder import ImageEncoder
 from worker.inference.prompts import Prompts
 from worker.inference.shared_prefix import Continuations, PrefixCache
 from worker.inference.tiles import Prepared, Tiling
 
 T = TypeVar("T")
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""The most tokens of a batch; that of CUDA was not measured."""
-VISION_TILES = {"cpu": 1, "cuda": 64}
-"""The most tiles in one pass through the vision tower; one alone stays in a CPU's cache."""
-BRANCHES = 256
-"""The most questions, of all photos of a batch, that are answered beside each other."""
-OF_FREE_MEMORY = 0.4
-"""The share of a GPU's free memory that each of the two passes may take."""
+"""The most image tokens in a batch. The value for CUDA was not measured."""
+TILES_PER_PASS = {"cpu": 1, "cuda": 64}
+"""The most tiles in one pass through the vision tower. The activations of one tile stay in a CPU's cache."""
+MAX_CONTINUATIONS = 256
+"""The most questions, over all photos of a batch, that are answered at the same time."""
+FREE_MEMORY_SHARE = 0.4
+"""The share of a GPU's free memory that each of the two passes may use."""
 
 
-class Uploaded(list[Prepared]):
-    """Prepared images whose tiles, (n, size, size, 3) uint8, are on the device or on their way; those of the host are
-    held until they are there."""
+def default_dtype(device: str) -> str:
+    """Return float16 on CUDA, as the checkpoints are published, and float32 on a CPU (see benchmarks/README.md)."""
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+class UploadedBatch(list[Prepared]):
+    """
+    Prepared images whose tiles are on the device, or on their way there.
+
+    tiles: of all images, (n, size, size, 3) uint8. The host's copies live at least as long as this.
+    """
 
     def __init__(self, images: Sequence[Prepared], tiles: torch.Tensor) -> None:
         super().__init__(images)
@@ -49,76 +59,68 @@ class QSit:
     """
     A loaded Q-SiT model on one device.
 
-    `prepare` may run in many threads beside each other and beside the others; `score` and `look` in one at a time.
+    `prepare` may run in many threads at any time; `score` and `look` in one thread at a time.
     """
 
     def __init__(self, model: Any, prompts: Prompts, tiling: Tiling) -> None:
         self.tiling = tiling
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._tower = VisionTower(model.model.vision_tower, model.model.multi_modal_projector)
-        self._text = LanguageModel(model.model.language_model)
-        self._newline: torch.Tensor = model.model.image_newline
+        self._encoder = ImageEncoder(model.model, tiling)
+        self._language_model = LanguageModel(model.model.language_model)
         self._prompts = prompts
-        self._ids_before, after = prompts.ids(PROMPT, ANSWER)
+        self._ids_before, ids_after = prompts.encode_turn(PROMPT, ANSWER)
         with torch.inference_mode():
-            self._before, self._after = self._text.embed(self._ids_before), self._text.embed(after)
+            self._before = self._language_model.embed(self._ids_before)
+            self._after = self._language_model.embed(ids_after)
         self._head: torch.Tensor = model.get_output_embeddings().weight
-        self._rating_rows = self._head[prompts.rating_ids()].float()
-        self._patch: int = model.config.vision_config.patch_size
-        self._mean = torch.tensor(tiling.mean, device=self.device).view(3, 1)
-        self._std = torch.tensor(tiling.std, device=self.device).view(3, 1)
-        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.batch_tokens, self._pass_tiles = self._budgets(model.config)
+        self._rating_head = self._head[prompts.rating_token_ids()].float()
+        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.batch_tokens, self.tiles_per_pass = _choose_budgets(model, tiling)
 
     @classmethod
     def load(cls, model: str, *, device: str = "cpu", dtype: str | None = None, revision: str | None = None) -> "QSit":
         """
-        Load a checkpoint: "demo", a folder, or a Hub id, downloaded if need be.
+        Load a checkpoint: "demo", a folder, or a Hub id, which is downloaded when needed.
 
-        dtype: "float32", "bfloat16" or "float16"; by default the fastest faithful one, see `default_dtype`.
+        dtype: "float32", "bfloat16" or "float16"; None chooses `default_dtype`.
 
         Raises:
-            CheckpointError: when it cannot be found or read, or its weights are not complete.
+            CheckpointError: when it cannot be found or read, or lacks weights.
         """
         return cls(*loading.load(model, device=device, dtype=dtype or default_dtype(device), revision=revision))
 
     def prepare(self, image: Image.Image) -> Prepared:
-        """Cut an image into tiles, on the host; its pixels are taken as given, converted to RGB if they are not."""
+        """Cut an image into tiles, on the host. Pixels are taken as given, converted to RGB when they are not."""
         image = image if image.mode == "RGB" else image.convert("RGB")
-        return self.tiling.prepare(image) if self._copies is None else self.tiling.prepare(image, _pinned_zeros)
+        return self.tiling.prepare(image) if self._copy_stream is None else self.tiling.prepare(image, _pinned_zeros)
 
-    def upload(self, images: Sequence[Prepared]) -> Uploaded:
+    def upload(self, images: Sequence[Prepared]) -> UploadedBatch:
         """
-        Have the tiles of a batch copied to the device, beside what it computes. May be called beside `score`, which
-        then does not wait for them.
+        Start to copy the tiles of a batch to the device, in a stream of its own. May run while `score` does.
 
         Raises:
             MemoryError: when they do not fit on the device.
         """
         tiles = [torch.from_numpy(image.tiles) for image in images]
-        if self._copies is None:
-            return Uploaded(images, torch.cat(tiles))
+        if self._copy_stream is None:
+            return UploadedBatch(images, torch.cat(tiles))
         try:
-            with torch.cuda.stream(self._copies):
+            with torch.cuda.stream(self._copy_stream):
                 parts = [part.to(self.device, non_blocking=True) for part in tiles]
-                return Uploaded(images, torch.cat(parts))
+                return UploadedBatch(images, torch.cat(parts))
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error).splitlines()[0]) from error
 
     def score(self, images: Sequence[Prepared]) -> list[Score]:
         """
-        Score images in one batch, in order.
-
-        No image's score depends on the others, which lie in the same pass but are not attended to.
+        Score images in one batch, in order. No score depends on the other images.
 
         Raises:
-            ValueError: when the rating of one of them is not finite.
+            ValueError: when a rating is not finite.
             MemoryError: when the batch does not fit on the device.
         """
-        if not images:
-            return []
-        return self._in_one_pass(lambda: self._rated(images))
+        return self._run(lambda: self._score(images)) if images else []
 
     def look(
         self,
@@ -129,147 +131,106 @@ class QSit:
         asks: Callable[[int, Score], Sequence[int]] | None = None,
     ) -> list[tuple[Score, list[Answer]]]:
         """
-        Score images in one batch, and answer questions about them; in order. Scores are those of `score`, and no answer
-        depends on the other images or questions.
+        Score images in one batch and answer questions about them, in order.
 
-        max_new_tokens: of the answers to questions that are given as text.
-        asks: by the place and the score of an image, the places of the questions about it; all of them if None.
+        The scores are those of `score`. No answer depends on the other images or questions.
 
-        Raises: as `score`, and CheckpointError when a question holds what the tokenizer takes for an image.
+        max_new_tokens: the limit for questions that are given as text.
+        asks: returns the indices of the questions to ask about an image, from its index and score; None asks all.
+
+        Raises: as `score`, and CheckpointError when a question contains the image token.
         """
         asked = [
             each if isinstance(each, Question) else Question(each, each, max_new_tokens=max_new_tokens)
             for each in questions
         ]
 
-        def rated_and_asked() -> list[tuple[Score, list[Answer]]]:
-            kept: KVCache = []
-            scores = self._rated(images, kept)
-            places = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
-            return list(zip(scores, self._answers(images, kept, asked, places), strict=True))
+        def score_and_answer() -> list[tuple[Score, list[Answer]]]:
+            kv_cache: KVCache = []
+            scores = self._score(images, kv_cache)
+            selected = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
+            return list(zip(scores, self._answer(images, kv_cache, asked, selected), strict=True))
 
-        return self._in_one_pass(rated_and_asked) if images else []
+        return self._run(score_and_answer) if images else []
 
-    def _in_one_pass(self, work: Callable[[], T]) -> T:
-        """What comes of work without gradients; a device that is full is told of when what filled it is gone."""
+    def _run(self, work: Callable[[], T]) -> T:
+        """Return the result of work without gradients; raise MemoryError, once it is freed, when memory is full."""
         try:
             with torch.inference_mode():
                 return work()
         except torch.OutOfMemoryError as error:
-            words = str(error).splitlines()[0]
-        torch.cuda.empty_cache()  # by now the error is gone, and with it the frames that held the batch's memory
-        self._pass_tiles = max(1, self._pass_tiles // 2)
-        raise MemoryError(words)
+            message = str(error).splitlines()[0]
+        torch.cuda.empty_cache()  # the error is gone by now, and with it the frames that held the batch's memory
+        self.tiles_per_pass = max(1, self.tiles_per_pass // 2)
+        raise MemoryError(message)
 
-    def _rated(self, images: Sequence[Prepared], kept: KVCache | None = None) -> list[Score]:
-        uploaded = images if isinstance(images, Uploaded) else self.upload(images)
-        if self._copies is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._copies)
-            uploaded.tiles.record_stream(torch.cuda.current_stream(self.device))
-        hidden = torch.cat([part for row in self._rows(uploaded) for part in row])
-        last = self._text(hidden, self._packing(images), kept)
-        return [score_of(logits) for logits in linear(last.float(), self._rating_rows).tolist()]
+    def _score(self, images: Sequence[Prepared], kv_cache: KVCache | None = None) -> list[Score]:
+        batch = images if isinstance(images, UploadedBatch) else self.upload(images)
+        if self._copy_stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._copy_stream)
+            batch.tiles.record_stream(torch.cuda.current_stream(self.device))
+        embeddings = torch.cat(
+            [
+                part
+                for tokens in self._encoder.encode(batch.tiles, batch, self.tiles_per_pass)
+                for part in (self._before, tokens, self._after)
+            ]
+        )
+        last = self._language_model(embeddings, self._pack(images), kv_cache)
+        return [score_of(logits) for logits in linear(last.float(), self._rating_head).tolist()]
 
-    def _packing(self, images: Sequence[Prepared]) -> PackedSequences:
-        return PackedSequences([image.tokens + len(self._before) + len(self._after) for image in images], self.device)
+    def _pack(self, images: Sequence[Prepared]) -> PackedSequences:
+        prompt_tokens = len(self._before) + len(self._after)
+        return PackedSequences([image.tokens + prompt_tokens for image in images], self.device)
 
-    def _answers(
-        self, images: Sequence[Prepared], kept: KVCache, asked: Sequence[Question], places: Sequence[Sequence[int]]
+    def _answer(
+        self,
+        images: Sequence[Prepared],
+        kv_cache: KVCache,
+        questions: Sequence[Question],
+        selected: Sequence[Sequence[int]],
     ) -> list[list[Answer]]:
-        """places: of each image, those of the questions about it."""
-        pairs = [(image, place) for image, some in enumerate(places) for place in some]
+        """selected: for each image, the indices of its questions."""
+        pairs = [(image, question) for image, indices in enumerate(selected) for question in indices]
         if not pairs:
-            return [[] for _ in places]
-        ids = {place: self._after_image(render_prompt(asked[place])) for place in {place for _, place in pairs}}
-        looked_at = [image for image, some in enumerate(places) if some]
-        rows = PrefixCache(kept, self._packing(images), looked_at, len(self._after))
-        row_of = {image: row for row, image in enumerate(looked_at)}
-        found: list[Answer] = []
-        for start in range(0, len(pairs), BRANCHES):
-            some_pairs = pairs[start : start + BRANCHES]
-            branches = Continuations(self._text, rows, [row_of[image] for image, _ in some_pairs])
-            questions = [asked[place] for _, place in some_pairs]
-            found += generation.answers(
-                branches, questions, [ids[place] for _, place in some_pairs], self._logits, self._prompts
-            )
-        given = iter(found)
-        return [list(islice(given, len(some))) for some in places]
+            return [[] for _ in selected]
+        ids = {index: self._encode_question(questions[index]) for index in {question for _, question in pairs}}
+        asked_images = [image for image, indices in enumerate(selected) if indices]
+        prefixes = PrefixCache(kv_cache, self._pack(images), asked_images, drop_last=len(self._after))
+        prefix_of = {image: prefix for prefix, image in enumerate(asked_images)}
+        answers: list[Answer] = []
+        for start in range(0, len(pairs), MAX_CONTINUATIONS):
+            some = pairs[start : start + MAX_CONTINUATIONS]
+            continuations = Continuations(self._language_model, prefixes, [prefix_of[image] for image, _ in some])
+            asked, asked_ids = [questions[index] for _, index in some], [ids[index] for _, index in some]
+            answers += answer_questions(continuations, asked, asked_ids, self._logits, self._prompts)
+        remaining = iter(answers)
+        return [list(islice(remaining, len(indices))) for indices in selected]
 
-    def _after_image(self, question: str) -> list[int]:
-        before, after = self._prompts.ids(question)
+    def _encode_question(self, question: Question) -> list[int]:
+        """Return the ids after the image."""
+        before, after = self._prompts.encode_turn(render_prompt(question))
         if before != self._ids_before:
-            raise CheckpointError("the chat template puts the question before the image; then it cannot be shared")
+            raise CheckpointError("the chat template puts the question before the image, so it cannot be shared")
         return after
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return linear(hidden, self._head).float()
 
-    def photos_per_second(self, width: int = 1024, height: int = 768) -> float:
-        """About how many photos of that size this device scores a second, from timing one layer of each tower."""
-        tiles = 1 + math.prod(self.tiling.layout(width, height).tiles)
-        tokens = self.tiling.tokens(width, height) + len(self._before) + len(self._after)
-        packing = PackedSequences([tokens], self.device)
-        with torch.inference_mode():
-            patches = torch.zeros(1, self.tiling.patches**2, self._tower.width, device=self.device, dtype=self.dtype)
-            hidden = torch.zeros(tokens, len(self._newline), device=self.device, dtype=self.dtype)
-            turns = self._text.turns(packing.positions, self.dtype)
-            vision_s = _seconds(lambda: vision_layer(self._tower.layers[0], patches))
-            text_s = _seconds(lambda: text_layer(self._text.layers[0], hidden, turns, packing))
-        return 1 / (vision_s * len(self._tower.layers) * tiles + text_s * len(self._text.layers))
 
-    def _budgets(self, config: Any) -> tuple[int, int]:
-        """Tokens of a batch and tiles of a vision pass, as this device's memory allows."""
-        kind = self.device.type
-        if kind != "cuda":
-            return BATCH_TOKENS["cpu"], VISION_TILES["cpu"]
-        room = torch.cuda.mem_get_info(self.device)[0] * OF_FREE_MEMORY / self.dtype.itemsize
-        vision, text = config.vision_config, config.text_config
-        token = 3 * text.intermediate_size + 6 * text.hidden_size  # what is held at once at the widest place
-        tile = self.tiling.patches**2 * (2 * vision.intermediate_size + 6 * vision.hidden_size)
-        return min(BATCH_TOKENS[kind], int(room / token)), max(1, min(VISION_TILES[kind], int(room / tile)))
-
-    def _rows(self, images: Uploaded) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Of each image the embeddings that make its row: prompt, base tile, grid, prompt."""
-        features = torch.cat([self._tower(self._patches(part)) for part in images.tiles.split(self._pass_tiles)])
-        for image, feature in zip(images, features.split([len(image.tiles) for image in images]), strict=True):
-            yield self._before, feature[0], self._grid(feature[1:], image), self._after
-
-    def _patches(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(n, size, size, 3) uint8 to (n, patches, values of a patch): normalised, the channels one after another."""
-        side, size = self.tiling.patches, self._patch
-        tiles = tiles[:, : side * size, : side * size]  # what is over is seen by no patch
-        patches = tiles.unflatten(2, (side, size)).unflatten(1, (side, size)).permute(0, 1, 3, 5, 2, 4)
-        values = patches.reshape(len(tiles), side * side, 3, size * size).float()
-        normalised = values.mul_(self.tiling.scale).sub_(self._mean).div_(self._std)
-        flat: torch.Tensor = normalised.flatten(2)
-        return flat.to(self.dtype)
-
-    def _grid(self, features: torch.Tensor, image: Prepared) -> torch.Tensor:
-        """(tiles, patches, width) to (tokens, width): put together, without padding, shrunk, a newline a row."""
-        layout, side = self.tiling.layout(image.width, image.height), self.tiling.patches
-        grid = features.unflatten(1, (side, side)).unflatten(0, layout.tiles).transpose(1, 2)
-        grid = grid.flatten(2, 3).flatten(0, 1)
-        grid = grid[layout.top : grid.shape[0] - layout.top, layout.left : grid.shape[1] - layout.left]
-        if grid.shape[:2] != (layout.rows, layout.columns):
-            grid = interpolate(grid.movedim(2, 0)[None], (layout.rows, layout.columns), mode="bilinear")
-            grid = grid[0].movedim(0, 2)
-        newlines = self._newline.expand(layout.rows, 1, -1)
-        return torch.cat((grid, newlines), dim=1).flatten(0, 1)
+def _choose_budgets(model: Any, tiling: Tiling) -> tuple[int, int]:
+    """Return the tokens of a batch and the tiles of a vision pass that the device's memory allows."""
+    device, vision, text = model.device.type, model.config.vision_config, model.config.text_config
+    if device != "cuda":
+        return BATCH_TOKENS["cpu"], TILES_PER_PASS["cpu"]
+    values = torch.cuda.mem_get_info(model.device)[0] * FREE_MEMORY_SHARE / model.dtype.itemsize
+    per_token = 3 * text.intermediate_size + 6 * text.hidden_size  # in memory at once in the MLP, the widest part
+    per_tile = tiling.patches**2 * (2 * vision.intermediate_size + 6 * vision.hidden_size)
+    tiles = max(1, min(TILES_PER_PASS[device], int(values / per_tile)))
+    return min(BATCH_TOKENS[device], int(values / per_token)), tiles
 
 
 def _pinned_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Of memory that a GPU copies from by itself."""
+    """Return zeros in page-locked memory, which a GPU copies from on its own."""
     zeros: NDArray[np.uint8] = torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
     return zeros
-
-
-def default_dtype(device: str) -> str:
-    """float16 on CUDA, as the checkpoints are published; float32 on a CPU, see benchmarks/README.md for why."""
-    return "float16" if device.startswith("cuda") else "float32"
-
-
-def _seconds(action: Callable[[], torch.Tensor]) -> float:
-    action()
-    began = time.perf_counter()
-    float(action().flatten()[0])  # which waits for the device
-    return time.perf_counter() - began

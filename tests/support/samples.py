@@ -1,4 +1,4 @@
-"""One small real photo as files of every format, in the variants that photo folders hold."""
+"""A small real photo as a file of every format, in the variants that photo folders contain."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from tests.support import profiles
+from tests.support import icc_profiles
 from tests.support.paths import EXAMPLES
 
 PHOTO = EXAMPLES / "coffee.jpg"
@@ -23,7 +23,7 @@ AVIF_OF_10_BITS = base64.b64decode(
     "aXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAAE2NvbHJuY2x4AAIAAgAAgAAAAB"
     "dpcG1hAAAAAAAAAAEAAQQBAoMEAAAAMW1kYXQSAAoJOBV//5wICAJAMhoQAACWl/47xG5u74QMmxNW83f8i+sIL4JMgA=="
 )
-"""64 x 64 pixels: 512 of 1023 on the left half, 1023 on the right. Pillow writes none."""
+"""64 x 64 pixels: 512 of 1023 on the left half, 1023 on the right. Pillow cannot write such a file."""
 
 JPEG2000_OF_12_BITS = base64.b64decode(
     "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAQAAAAEAAAQsHAAAAAAAPY29scgEAAAAAABEAAAEVan"
@@ -32,58 +32,59 @@ JPEG2000_OF_12_BITS = base64.b64decode(
     "sQbxEPoqxDMuW+LmKp8YkltdZh14usv8fyLAAhbgxkVwnCBC8GamDVc/5Dl+Q5fkOXx/JOADXyP+N9y8rIsVsHHLxuvnHr2DYbArJBsNfnsA2G"
     "vnHgbDXvOoNhr8P2CABe+sU/m/z/f//Z"
 )
-"""The same in grey: 2048 of 4095 on the left half, 4095 on the right."""
+"""64 x 64 grey pixels: 2048 of 4095 on the left half, 4095 on the right."""
 
 
 def photo() -> Image.Image:
-    """A part of a real photo, in RGB."""
+    """Return a small real photo, in RGB."""
     with Image.open(PHOTO) as file:
         return file.convert("RGB").resize((WIDTH, HEIGHT))
 
 
 def half_transparent(image: Image.Image) -> Image.Image:
-    """From nothing at the top to all at the bottom."""
+    """Add an alpha channel: transparent at the top, opaque at the bottom."""
     image = image.convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A file of one of Pillow's formats, or HEIF, where an orientation in `exif` becomes one of the container, too."""
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    """Encode in one of Pillow's formats, or in HEIF, whose container gets the orientation of `exif`, too."""
     file = io.BytesIO()
-    if kind == "HEIF":
+    if image_format == "HEIF":
         import pillow_heif
 
         if isinstance(options.get("exif"), Image.Exif):
             options["exif"] = options["exif"].tobytes()
         pillow_heif.from_pillow(image).save(file, **options)
     else:
-        image.save(file, kind, **options)
+        image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 0, extra: bytes = b"") -> bytes:
-    """A PNG from its compressed rows; `extra` chunks come before them."""
+    """Build a PNG from its compressed rows, with `extra` chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """A PNG's chunk."""
+    """Build a chunk of a PNG."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def tiff(tags: dict[int, tuple[int, ...]], pixels: bytes, order: str = "<") -> bytes:
     """
-    An uncompressed TIFF of one strip, `pixels`, from whole numbers by tag; four-byte values, two-byte ones where the
-    format wants them.
+    Build an uncompressed TIFF of one strip.
+
+    tags: integers by tag, stored in four bytes where the format has it so, else in two.
     """
     wide = {ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength, 254, 273, 278, 279, 322, 323, 330}
     start = b"II*\0" if order == "<" else b"MM\0*"
     tags = {273: (8,), 279: (len(pixels),)} | tags
-    place = 8 + len(pixels) + len(pixels) % 2
+    offset = 8 + len(pixels) + len(pixels) % 2
     entries, more = b"", b""
-    after = place + 2 + 12 * len(tags) + 4
+    after = offset + 2 + 12 * len(tags) + 4
     for tag, values in sorted(tags.items()):
         letter, number = ("I", 4) if tag in wide else ("H", 3)
         content = struct.pack(f"{order}{len(values)}{letter}", *values)
@@ -94,11 +95,11 @@ def tiff(tags: dict[int, tuple[int, ...]], pixels: bytes, order: str = "<") -> b
         else:
             entries += content + bytes(4 - len(content))
     directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + more
-    return start + struct.pack(f"{order}I", place) + pixels + bytes(len(pixels) % 2) + directory
+    return start + struct.pack(f"{order}I", offset) + pixels + bytes(len(pixels) % 2) + directory
 
 
 def grey_tiff(values: Any, *, bits: int, photometric: int = 1, form: int = 1, order: str = "<") -> bytes:
-    """A TIFF of one grey channel; of 12 bits, two values make three bytes."""
+    """Build a TIFF of one grey channel; at 12 bits, two values make three bytes."""
     values = np.asarray(values)
     height, width = values.shape
     if bits == 12:
@@ -112,11 +113,11 @@ def grey_tiff(values: Any, *, bits: int, photometric: int = 1, form: int = 1, or
 
 @cache
 def every_sample() -> dict[str, bytes]:
-    """Files by a name that begins with their format."""
-    return {**dict(_of_pillow()), **dict(_of_pillow_heif())}
+    """Return files, by a name that begins with their format."""
+    return {**dict(_encode_with_pillow()), **dict(_encode_with_pillow_heif())}
 
 
-def _of_pillow() -> Iterator[tuple[str, bytes]]:
+def _encode_with_pillow() -> Iterator[tuple[str, bytes]]:
     image = photo()
     alpha = half_transparent(image)
     grey = image.convert("L")
@@ -125,25 +126,28 @@ def _of_pillow() -> Iterator[tuple[str, bytes]]:
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "camera"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] = 100
-    rich: dict[str, Any] = {"exif": exif.tobytes(), "icc_profile": profiles.display_p3()}
+    rich: dict[str, Any] = {"exif": exif.tobytes(), "icc_profile": icc_profiles.display_p3()}
 
-    for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "MPO"):
-        yield kind, encoded(image, kind)
-    for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "MPO"):
-        yield f"{kind} with metadata", encoded(image, kind, **rich)
-    for kind in ("PNG", "WEBP", "AVIF", "TIFF", "JPEG2000"):
-        yield f"{kind} with alpha", encoded(alpha, kind)
-    for kind in ("JPEG", "PNG", "TIFF", "JPEG2000"):
-        yield f"{kind} in grey", encoded(grey, kind)
-    for kind in ("PNG", "TIFF", "JPEG2000"):
-        yield f"{kind} in 16-bit grey", encoded(deep, kind)
-    for kind in ("PNG", "TIFF", "BMP"):
-        yield f"{kind} with a palette", encoded(image.quantize(16), kind)
-        yield f"{kind} in black and white", encoded(image.convert("1"), kind)
-    for kind in ("JPEG", "TIFF"):
-        yield f"{kind} in CMYK", encoded(image.convert("CMYK"), kind, icc_profile=profiles.cmyk())
-    for kind in ("PNG", "WEBP", "GIF"):
-        yield f"{kind} with frames", encoded(image, kind, save_all=True, append_images=[image.rotate(180)])
+    for name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "MPO"):
+        yield name, encoded(image, name)
+    for name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "MPO"):
+        yield f"{name} with metadata", encoded(image, name, **rich)
+    for name in ("PNG", "WEBP", "AVIF", "TIFF", "JPEG2000"):
+        yield f"{name} with alpha", encoded(alpha, name)
+    for name in ("JPEG", "PNG", "TIFF", "JPEG2000"):
+        yield f"{name} in grey", encoded(grey, name)
+    for name in ("PNG", "TIFF", "JPEG2000"):
+        yield f"{name} in 16-bit grey", encoded(deep, name)
+    for name in ("PNG", "TIFF", "BMP"):
+        yield f"{name} with a palette", encoded(image.quantize(16), name)
+        yield f"{name} in black and white", encoded(image.convert("1"), name)
+    for name in ("JPEG", "TIFF"):
+        yield f"{name} in CMYK", encoded(image.convert("CMYK"), name, icc_profile=icc_profiles.cmyk())
+    for name in ("PNG", "WEBP", "GIF"):
+        yield (
+            f"{name} with frames",
+            encoded(image, name, save_all=True, append_images=[image.rotate(180)]),
+        )
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         yield f"TIFF by {compression}", encoded(image, "TIFF", compression=compression)
     yield "TIFF in YCbCr", encoded(image.convert("YCbCr"), "TIFF", compression="jpeg")
@@ -160,14 +164,14 @@ def _of_pillow() -> Iterator[tuple[str, bytes]]:
     yield "PNG in 16 bits", png(WIDTH, HEIGHT, zlib.compress(rows), depth=16, colour=6)
 
 
-def _of_pillow_heif() -> Iterator[tuple[str, bytes]]:
+def _encode_with_pillow_heif() -> Iterator[tuple[str, bytes]]:
     import pillow_heif
 
     image = photo()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     yield "HEIF", encoded(image, "HEIF")
-    yield "HEIF with metadata", encoded(image, "HEIF", exif=exif.tobytes(), icc_profile=profiles.display_p3())
+    yield "HEIF with metadata", encoded(image, "HEIF", exif=exif.tobytes(), icc_profile=icc_profiles.display_p3())
     yield "HEIF with alpha", encoded(half_transparent(image), "HEIF")
     yield "HEIF in grey", encoded(image.convert("L"), "HEIF")
     yield "HEIF in tiles", encoded(image, "HEIF", tile_size=32)

@@ -1,4 +1,4 @@
-"""The demo model as it ships: small, of its own shape, and right about what the eye can check."""
+"""The demo model: its size, its shape, and answers that the eye can check."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def photo(name: str) -> Image.Image:
         return opened.convert("RGB")
 
 
-def test_it_ships_in_five_megabytes_with_the_published_names() -> None:
+def test_it_has_under_five_megabytes_and_the_published_weight_names() -> None:
     assert sum(file.stat().st_size for file in DEMO.iterdir() if file.is_file()) < 5_000_000
     with (
         safe_open(DEMO / "model.safetensors", "pt") as demo,
@@ -39,7 +39,7 @@ def test_it_ships_in_five_megabytes_with_the_published_names() -> None:
     assert {file.name for file in CHECKPOINT.iterdir()} <= {file.name for file in DEMO.iterdir()}
 
 
-def test_its_tiles_and_tokens_are_its_own(model: QSit) -> None:
+def test_its_sizes_and_tokens_differ_from_the_golden_checkpoint(model: QSit) -> None:
     demo, golden = (json.loads((folder / "config.json").read_text()) for folder in (DEMO, CHECKPOINT))
 
     assert model.tiling.size == demo["vision_config"]["image_size"] != golden["vision_config"]["image_size"]
@@ -49,22 +49,22 @@ def test_its_tiles_and_tokens_are_its_own(model: QSit) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN_QUESTIONS if BUILTIN_QUESTIONS[name].choices])
-def test_what_it_says_to_a_ready_question_is_one_of_its_choices(model: QSit, name: str) -> None:
-    """Also where it is asked without them being weighed."""
+def test_its_reply_to_a_builtin_question_is_one_of_the_choices(model: QSit, name: str) -> None:
+    """Both when the choices are scored and when the reply is generated."""
     [(_, [chosen])] = model.look([model.prepare(photo("cat.jpg"))], [BUILTIN_QUESTIONS[name]])
     question = "\n".join(
-        (BUILTIN_QUESTIONS[name].text, *(f"{'ABCD'[place]}. {level}" for place, level in enumerate(LEVELS)))
+        (BUILTIN_QUESTIONS[name].text, *(f"{'ABCD'[index]}. {level}" for index, level in enumerate(LEVELS)))
     )
-    [(_, [said])] = model.look([model.prepare(photo("cat.jpg"))], [question])
+    [(_, [generated])] = model.look([model.prepare(photo("cat.jpg"))], [question])
 
     assert chosen.text in LEVELS
-    assert said.text in LEVELS
-    assert not said.cut
+    assert generated.text in LEVELS
+    assert not generated.cut
 
 
 @pytest.mark.parametrize("name", ["astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg"])
 @pytest.mark.parametrize("question", ["sharpness", "noise", "exposure"])
-def test_a_copy_that_is_much_worse_gets_the_worse_word(model: QSit, question: str, name: str) -> None:
+def test_a_much_worse_copy_gets_a_worse_level(model: QSit, question: str, name: str) -> None:
     worse = distort(HARMS[question][0], photo(name), 0.9, np.random.default_rng(0))
 
     looks = model.look([model.prepare(photo(name)), model.prepare(worse)], [BUILTIN_QUESTIONS[question]])
@@ -73,7 +73,7 @@ def test_a_copy_that_is_much_worse_gets_the_worse_word(model: QSit, question: st
     assert bad < clean
 
 
-def test_it_says_what_is_wrong_in_plain_words(model: QSit) -> None:
+def test_it_names_the_defect(model: QSit) -> None:
     [(_, [answer])] = model.look([model.prepare(photo("rocket_underexposed.jpg"))], [BUILTIN_QUESTIONS["overall"]])
 
     assert answer.text.startswith("The quality of this image is ")

@@ -12,6 +12,7 @@ from qsit.errors import ImageError
 from qsit.rating import AS_STORED, UPRIGHT
 from qsit.sources.listing import Listing
 from qsit.sources.reader import Reader
+from qsit.sources.source import parse_source
 from qsit.states import UNKNOWN_VERSION, Reason
 from tests.support.programs import make_photos
 from worker.inference.tiles import Prepared

@@ -1,4 +1,4 @@
-"""The model itself, against what the README's own procedure gives for the golden images."""
+"""Scores and loading, compared with the results of the model README's procedure for the golden images."""
 
 import json
 import math
@@ -23,7 +23,11 @@ from transformers.image_processing_utils import select_best_resolution
 from qsit.errors import CheckpointError
 from qsit.rating import ANSWER, PROMPT, Score
 from tests.support.paths import GOLDEN
-from worker.inference import forward
+from tests.support.varlen import varlen_attn
+from worker.inference import attention
+from worker.inference.forward import LanguageModel
+from worker.inference.image_encoder import ImageEncoder
+from worker.inference.loading import load
 from worker.inference.prompts import Prompts
 from worker.inference.tiles import Prepared
 from worker.qsit import QSit
@@ -49,13 +53,18 @@ def prepared(model: QSit) -> list[Prepared]:
 
 @pytest.fixture(scope="module")
 def packing() -> Any:
-    """A model of transformers' own."""
+    """Transformers' model, whose features it packs itself."""
     return LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT).model
+
+
+@pytest.fixture(scope="module")
+def encoder(model: QSit) -> ImageEncoder:
+    return ImageEncoder(LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT).model, model.tiling)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the golden checkpoint, to be broken."""
+    """A copy of the golden checkpoint for the test to change."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)
     return folder
@@ -89,6 +98,11 @@ def change_weights(folder: Path, action: Callable[[dict[str, torch.Tensor]], obj
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def rating_prompt(folder: Path) -> tuple[list[int], list[int]]:
+    _, prompts, _ = load(str(folder), device="cpu", dtype="float32", revision=None)
+    return prompts.encode_turn(PROMPT, ANSWER)
+
+
 def refused(folder: Path) -> str:
     with pytest.raises(CheckpointError) as error:
         QSit.load(str(folder))
@@ -100,12 +114,12 @@ def refused(folder: Path) -> str:
 def test_golden_images_have_their_tiles_and_tokens(model: QSit, prepared: list[Prepared]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
-    beside_the_image = len(text) - 1 + len(EXPECTED["prefix_token_ids"])
+    prompt_tokens = len(text) - 1 + len(EXPECTED["prefix_token_ids"])
 
     for image, expected in zip(prepared, IMAGES, strict=True):
         assert (image.width, image.height) == (expected["width"], expected["height"])
         assert len(image.tiles) == expected["tiles"]
-        assert image.tokens + beside_the_image == expected["tokens"]
+        assert image.tokens + prompt_tokens == expected["tokens"]
 
 
 def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
@@ -113,7 +127,7 @@ def test_the_prompt_is_the_golden_one_to_the_last_token() -> None:
     text = tokenizer(EXPECTED["prompt"], add_special_tokens=False).input_ids
     image = json.loads((CHECKPOINT / "config.json").read_text())["image_token_index"]
 
-    before, after = Prompts(CHECKPOINT, tokenizer, image, ()).ids(PROMPT, ANSWER)
+    before, after = Prompts(CHECKPOINT, tokenizer, image, ()).encode_turn(PROMPT, ANSWER)
 
     assert [*before, image, *after] == text + EXPECTED["prefix_token_ids"]
 
@@ -153,51 +167,30 @@ def test_the_same_image_twice_has_the_same_score(model: QSit, prepared: list[Pre
 
 
 @pytest.mark.parametrize("large", [(400, 380), (2300, 2300), (3000, 40)])
-def test_what_lies_beside_an_image_does_not_change_its_score(model: QSit, large: tuple[int, int]) -> None:
+def test_a_score_does_not_depend_on_other_images_of_the_batch(model: QSit, large: tuple[int, int]) -> None:
     small_image, large_image = model.prepare(noise(384, 384)), model.prepare(noise(*large))
     [alone] = model.score([small_image])
 
-    beside, _ = model.score([small_image, large_image])
+    batched, _ = model.score([small_image, large_image])
 
-    assert math.isclose(beside.value, alone.value, rel_tol=0, abs_tol=1e-5)
-    np.testing.assert_allclose(beside.logits, alone.logits, rtol=0, atol=1e-4)
+    assert math.isclose(batched.value, alone.value, rel_tol=0, abs_tol=1e-5)
+    np.testing.assert_allclose(batched.logits, alone.logits, rtol=0, atol=1e-4)
 
 
-def test_rows_told_by_their_ends_score_as_published(
+def test_variable_length_attention_scores_as_published(
     model: QSit, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way of a GPU, but for its kernel: in its place, what torch's documentation says of varlen_attn."""
-
-    def varlen_attn(
-        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, ends_q: torch.Tensor, ends_k: torch.Tensor,
-        max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool,
-    ) -> torch.Tensor:  # fmt: skip
-        assert ends_q.dtype == ends_k.dtype == torch.int32
-        assert (ends_q[0], ends_q[-1], ends_k[0], ends_k[-1]) == (0, len(queries), 0, len(keys))
-        assert (int(ends_q.diff().max()), int(ends_k.diff().max())) == (max_q, max_k)
-        assert keys.shape == values.shape
-        assert enable_gqa
-        groups = queries.shape[1] // keys.shape[1]
-        attended = torch.empty_like(queries)
-        for row in range(len(ends_q) - 1):
-            q = queries[ends_q[row] : ends_q[row + 1]]
-            k, v = (part[ends_k[row] : ends_k[row + 1]].repeat_interleave(groups, 1) for part in (keys, values))
-            weights = torch.einsum("qhd,khd->hqk", q, k) * scale
-            if window_size == (-1, 0):
-                weights += torch.full_like(weights[0], -math.inf).triu(1)
-            attended[ends_q[row] : ends_q[row + 1]] = torch.einsum("hqk,khd->qhd", weights.softmax(-1), v)
-        return attended
-
-    monkeypatch.setattr(forward, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(forward, "is_flash", lambda queries: True)
+    """The GPU's code path without its kernel."""
+    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention, "supports_varlen", lambda queries: True)
 
     for score, expected in zip(model.score(prepared), IMAGES, strict=True):
         assert_golden(score, expected)
 
 
-def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_vision_passes_score_as_published(model: QSit, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [model.prepare(picture(IMAGES[index]["image"])) for index in (1, 2, 3)]
-    monkeypatch.setattr(model, "_pass_tiles", 2)
+    monkeypatch.setattr(model, "tiles_per_pass", 2)
 
     for score, expected in zip(model.score(images), IMAGES[1:4], strict=True):
         assert_golden(score, expected)
@@ -208,22 +201,22 @@ def test_more_tiles_than_one_pass_takes_score_alike(model: QSit, monkeypatch: py
 @example(width=1, height=8000)
 @example(width=8000, height=1)
 @example(width=385, height=383)
-@example(width=3969, height=3136)  # a multiple of a patch but for rounding
+@example(width=3969, height=3136)  # a whole number of patches, were it not for rounding
 @settings(deadline=None, max_examples=60)
-def test_a_grid_becomes_the_tokens_that_transformers_makes_of_it(
-    model: QSit, packing: Any, width: int, height: int
+def test_image_tokens_are_packed_as_in_transformers(
+    model: QSit, encoder: ImageEncoder, packing: Any, width: int, height: int
 ) -> None:
     pinpoint = select_best_resolution((height, width), [list(pair) for pair in model.tiling.pinpoints])
     tiles = 1 + math.prod(pinpoint) // model.tiling.size**2
     generator = torch.Generator().manual_seed(width)
-    features = torch.randn(tiles, model.tiling.patches**2, len(model._newline), generator=generator)
+    features = torch.randn(tiles, model.tiling.patches**2, len(packing.image_newline), generator=generator)
     image = Prepared(np.zeros((tiles, 0, 0, 3), np.uint8), width, height, model.tiling.tokens(width, height))
 
-    [packed], _ = packing.pack_image_features([features], [(height, width)], image_newline=model._newline)
-    grid = model._grid(features[1:], image)
+    [packed], _ = packing.pack_image_features([features], [(height, width)], image_newline=packing.image_newline)
+    tokens = encoder.arrange(features, image)
 
     assert image.tokens == len(packed)
-    torch.testing.assert_close(torch.cat((features[0], grid)), packed, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tokens, packed, rtol=0, atol=1e-6)
 
 
 def test_extreme_shapes_are_scored(model: QSit) -> None:
@@ -245,7 +238,7 @@ def test_preparing_is_safe_in_many_threads(model: QSit, prepared: list[Prepared]
         assert image.tokens == expected.tokens
 
 
-def test_other_pixels_are_prepared_as_rgb(model: QSit) -> None:
+def test_images_of_other_modes_are_prepared_as_rgb(model: QSit) -> None:
     grey = picture("astronaut_gray_300x400.png").convert("L")
 
     np.testing.assert_array_equal(model.prepare(grey).tiles, model.prepare(grey.convert("RGB")).tiles)
@@ -269,25 +262,20 @@ def test_a_rating_that_is_not_finite_is_an_error(checkpoint: Path, prepared: lis
         model.score(prepared[2:3])
 
 
-def test_no_images_have_no_scores(model: QSit) -> None:
+def test_an_empty_batch_has_no_scores(model: QSit) -> None:
     assert model.score([]) == []
 
 
-def test_a_device_without_room_is_out_of_memory_in_one_line(
+def test_a_full_device_raises_memory_error_in_one_line(
     model: QSit, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(images: Sequence[Prepared], kept: object = None) -> list[Score]:
+    def run_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has a total capacity of 139 GiB")
 
-    monkeypatch.setattr(model, "_rated", full)
+    monkeypatch.setattr(LanguageModel, "__call__", run_out_of_memory)
 
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\.$"):
         model.score(prepared[2:3])
-
-
-def test_a_speed_is_told(model: QSit) -> None:
-    assert 0 < model.photos_per_second() < math.inf
-    assert 0 < model.photos_per_second(4000, 3000) < math.inf
 
 
 def test_a_copy_of_the_checkpoint_scores_the_same(checkpoint: Path, prepared: list[Prepared]) -> None:
@@ -296,10 +284,7 @@ def test_a_copy_of_the_checkpoint_scores_the_same(checkpoint: Path, prepared: li
     assert_golden(score, IMAGES[2])
 
 
-def test_a_checkpoint_as_transformers_5_saves_it_scores_the_same(
-    model: QSit, tmp_path: Path, prepared: list[Prepared]
-) -> None:
-    from transformers import LlavaOnevisionForConditionalGeneration
+def test_a_checkpoint_saved_by_transformers_5_scores_the_same(tmp_path: Path, prepared: list[Prepared]) -> None:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
         LlavaOnevisionImageProcessorPil,
     )
@@ -311,11 +296,8 @@ def test_a_checkpoint_as_transformers_5_saves_it_scores_the_same(
     LlavaOnevisionImageProcessorPil.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
     assert (tmp_path / "chat_template.jinja").exists()
 
-    resaved = QSit.load(str(tmp_path))
-
-    assert torch.equal(resaved._before, model._before)
-    assert torch.equal(resaved._after, model._after)
-    assert_golden(resaved.score(prepared[2:3])[0], IMAGES[2])
+    assert rating_prompt(tmp_path) == rating_prompt(CHECKPOINT)
+    assert_golden(QSit.load(str(tmp_path)).score(prepared[2:3])[0], IMAGES[2])
 
 
 @pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector", "language_model", "image_newline"])
@@ -335,7 +317,7 @@ def test_a_weight_of_another_shape_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 200_000])
-def test_a_truncated_file_of_weights_is_refused(checkpoint: Path, kept: int) -> None:
+def test_a_truncated_weights_file_is_refused(checkpoint: Path, kept: int) -> None:
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
 
@@ -348,7 +330,7 @@ def test_a_checkpoint_without_weights_is_refused(checkpoint: Path) -> None:
     assert str(checkpoint) in refused(checkpoint)
 
 
-def test_weights_that_the_revision_does_not_cover_are_not_loaded(checkpoint: Path) -> None:
+def test_weights_outside_safetensors_are_not_loaded(checkpoint: Path) -> None:
     torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
 
@@ -389,19 +371,19 @@ def test_broken_json_is_refused(checkpoint: Path, name: str, content: str) -> No
     ],
     ids=["no image", "two images", "syntax", "unknown name"],
 )
-def test_a_chat_template_that_cannot_be_used_is_refused(checkpoint: Path, template: str, message: str) -> None:
+def test_an_unusable_chat_template_is_refused(checkpoint: Path, template: str, message: str) -> None:
     (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template}))
 
     assert message in refused(checkpoint)
 
 
-def test_a_file_of_a_template_without_one_is_refused(checkpoint: Path) -> None:
+def test_a_chat_template_file_without_a_template_is_refused(checkpoint: Path) -> None:
     (checkpoint / "chat_template.json").write_text("{}")
 
     assert "chat_template" in refused(checkpoint)
 
 
-def test_both_chat_templates_in_circulation_are_taken_from_the_checkpoint(checkpoint: Path, model: QSit) -> None:
+def test_both_chat_templates_in_circulation_are_taken_from_the_checkpoint(checkpoint: Path) -> None:
     change(
         checkpoint / "chat_template.json",
         lambda content: content.update(
@@ -409,33 +391,33 @@ def test_both_chat_templates_in_circulation_are_taken_from_the_checkpoint(checkp
         ),
     )
 
-    other = QSit.load(str(checkpoint))
+    before, after = rating_prompt(checkpoint)
 
-    assert not torch.equal(other._before, model._before)
-    assert torch.equal(other._after, model._after)
+    assert before != rating_prompt(CHECKPOINT)[0]
+    assert after == rating_prompt(CHECKPOINT)[1]
 
 
 @pytest.mark.parametrize(
     "config", [{"vision_feature_layer": -2}, {"vision_feature_select_strategy": "default"}], ids=str
 )
-def test_features_of_another_kind_are_refused(checkpoint: Path, config: Json) -> None:
+def test_other_vision_features_are_refused(checkpoint: Path, config: Json) -> None:
     change(checkpoint / "config.json", lambda content: content.update(config))
 
     assert "only all features of the vision tower's last layer are supported" in refused(checkpoint)
 
 
-def test_another_kind_of_model_is_refused(checkpoint: Path) -> None:
+def test_weights_that_contradict_the_configuration_are_refused(checkpoint: Path) -> None:
     change(checkpoint / "config.json", lambda content: content["vision_config"].update(hidden_size=64))
 
     assert str(checkpoint) in refused(checkpoint)
 
 
-def test_a_revision_that_is_not_that_of_the_files_is_refused(checkpoint: Path) -> None:
+def test_a_revision_that_differs_from_the_files_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="have changed"):
         QSit.load(str(checkpoint), revision="sha256-0")
 
 
-def test_no_torchvision_is_needed() -> None:
+def test_torchvision_is_not_imported() -> None:
     program = (
         f"import sys; from worker.qsit import QSit; QSit.load({str(CHECKPOINT)!r}); print('torchvision' in sys.modules)"
     )

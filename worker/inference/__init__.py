@@ -1,1 +1,1 @@
-"""From pixels to logits and answers: the model itself. Uses nothing of ours but the ground floor."""
+"""Pixels to scores and answers: the model itself."""

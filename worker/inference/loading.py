@@ -1,4 +1,4 @@
-"""Reading a checkpoint, and refusing what is not whole; the only module with transformers."""
+"""Load a checkpoint, and refuse an incomplete one. The only module that imports transformers."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from qsit import checkpoints
-from qsit.errors import CheckpointError
+from qsit.errors import CheckpointError, one_line
 from worker.inference.prompts import Prompts
 from worker.inference.tiles import Tiling
 
@@ -17,17 +17,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[Any, Prompts, Tiling]:
     """
-    The model on its device, what it is asked with, and how images are cut for it. Arguments are those of `QSit.load`.
+    Return transformers' model on its device, its prompts and its tiling. The arguments are those of `QSit.load`.
 
     Raises:
-        CheckpointError: when it cannot be found or read, or its weights are not complete.
+        CheckpointError: when it cannot be found or read, or lacks weights.
     """
     name = checkpoints.full_name(model)
     folder = checkpoints.fetch(name, revision or checkpoints.resolve(name))
-    wanted = DTYPES[dtype]
     tiling = Tiling.of_checkpoint(folder)
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what it would warn of is checked below
+    transformers_logging.set_verbosity_error()  # _check_complete refuses what it warns of
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -35,51 +34,50 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[
             tuple[Any, dict[str, Any]],
             LlavaOnevisionForConditionalGeneration.from_pretrained(
                 folder,
-                dtype=wanted,
+                dtype=DTYPES[dtype],
                 attn_implementation="sdpa",
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # they are in the report, and refused below
+                ignore_mismatched_sizes=True,  # _check_complete refuses them
             ),
         )
-    except Exception as error:  # any of them means that the files are no such checkpoint
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+    except Exception as error:  # transformers documents none for broken files
+        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {one_line(error)[:300]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     _check_complete(folder, loaded, report)
     loaded.eval().requires_grad_(False)
     try:
         loaded.to(device)
-    except (AssertionError, RuntimeError) as error:  # the former where torch was built without CUDA
+    except (AssertionError, RuntimeError) as error:  # the former when torch was built without CUDA
         raise CheckpointError(f"{model} does not fit on {device}: {str(error).splitlines()[0]}") from error
-    return loaded, Prompts(folder, tokenizer, loaded.config.image_token_id, _ends(folder, loaded, tokenizer)), tiling
+    eos_token_ids = _find_eos_token_ids(folder, loaded, tokenizer)
+    return loaded, Prompts(folder, tokenizer, loaded.config.image_token_id, eos_token_ids), tiling
 
 
 def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
-    """Weights that are missing are filled with random numbers by transformers: refuse that."""
-    wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
-    if wrong:
+    """Refuse missing weights, which transformers fills with random numbers, and unsupported architectures."""
+    unusable = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if unusable:
         raise CheckpointError(
-            f"{folder} is incomplete: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}"
+            f"{folder} is incomplete: {len(unusable)} weights are missing or of another shape, such as {unusable[0]}"
         )
     config = model.config
     if getattr(config.text_config, "tie_word_embeddings", False):
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
-            raise CheckpointError(f"{folder}: this transformers release left the tied head unset; use another release")
+            raise CheckpointError(
+                f"{folder}: this release of transformers leaves the tied output head unset; use another"
+            )
     if "sliding_attention" in getattr(config.text_config, "layer_types", ()):
-        raise CheckpointError(f"{folder}: attention by a sliding window is not supported")
+        raise CheckpointError(f"{folder}: sliding-window attention is not supported")
     if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "full":
         raise CheckpointError(f"{folder}: only all features of the vision tower's last layer are supported")
 
 
-def _ends(folder: Path, model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer."""
-    for given in (
-        model.generation_config.eos_token_id, model.config.text_config.eos_token_id, tokenizer.eos_token_id,
-    ):  # fmt: skip
-        if given is not None:
-            return given if isinstance(given, list) else [given]
+def _find_eos_token_ids(folder: Path, model: Any, tokenizer: Any) -> list[int]:
+    for config in (model.generation_config, model.config.text_config, tokenizer):
+        if (ids := config.eos_token_id) is not None:
+            return ids if isinstance(ids, list) else [ids]
     raise CheckpointError(f"{folder} names no token that ends an answer")

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer and chat template make of a question, and of what the model says to it."""
+"""Token ids of prompts and replies, from a checkpoint's tokenizer and chat template."""
 
 import json
 from collections.abc import Sequence
@@ -12,24 +12,26 @@ from qsit.rating import WORDS
 
 class Prompts:
     """
-    Token ids, as a checkpoint has them.
+    The prompts of one checkpoint.
 
-    ends: the tokens with which an answer ends; the first of them is the one the model is taught.
+    eos_token_ids: the tokens that end an answer; training teaches the first of them.
     """
 
-    def __init__(self, folder: Path, tokenizer: Any, image_token_id: int, ends: Sequence[int]) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, image_token_id: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids_of = lru_cache(maxsize=4096)(self._tokenized)  # the same few texts come with every batch
-        self._template = chat_template(folder, tokenizer)
+        self._encode = lru_cache(maxsize=4096)(self._tokenize)  # every batch has the same few texts
+        self._template = read_chat_template(folder, tokenizer)
         self._image_token_id = image_token_id
-        self.ends = tuple(ends)
+        self.eos_token_ids = tuple(eos_token_ids)
 
-    def ids(self, question: str, reply: str = "") -> tuple[list[int], list[int]]:
+    def encode_turn(self, question: str, reply: str = "") -> tuple[list[int], list[int]]:
         """
-        Before and after the image, of one turn that asks a question, and of what the reply is made to begin with.
+        Return the ids before and after the image of a user's turn that asks a question.
+
+        reply: what the model's reply begins with, tokenised apart.
 
         Raises:
-            CheckpointError: when the template does not put one image into it.
+            CheckpointError: when the template does not put exactly one image into the turn.
         """
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         try:
@@ -38,40 +40,40 @@ class Prompts:
             )
         except Exception as error:  # of Jinja or of the template itself
             raise CheckpointError(f"the chat template cannot be used: {type(error).__name__}: {error}") from error
-        ids = self.of(prompt)
+        ids = self.encode(prompt)
         if (count := ids.count(self._image_token_id)) != 1:
             raise CheckpointError(f"the chat template puts {count} image tokens into a prompt, not one")
-        place = ids.index(self._image_token_id)
-        return ids[:place], ids[place + 1 :] + self.of(reply)
+        index = ids.index(self._image_token_id)
+        return ids[:index], ids[index + 1 :] + self.encode(reply)
 
-    def of(self, text: str) -> list[int]:
-        """The ids of a text by itself."""
-        return list(self._ids_of(text))
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without special tokens around it."""
+        return list(self._encode(text))
 
-    def _tokenized(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if text else ()
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        """What the model said, without white space around it."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a reply, without surrounding white space."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def rating_ids(self) -> list[int]:
-        """The first token of each rating word."""
-        ids = [self.of(word)[0] for word in WORDS]
+    def rating_token_ids(self) -> list[int]:
+        """Return the first token of each rating word."""
+        ids = [self.encode(word)[0] for word in WORDS]
         if len(set(ids)) != len(WORDS):
-            raise CheckpointError("the tokenizer does not tell the five rating words apart")
+            raise CheckpointError("two of the rating words begin with the same token")
         return ids
 
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
-def chat_template(folder: Path, tokenizer: Any) -> str:
-    """The checkpoint's own chat template, wherever it has it. Raises CheckpointError when it has none."""
+
+def read_chat_template(folder: Path, tokenizer: Any) -> str:
+    """Return the checkpoint's chat template from its own file or its tokenizer; CheckpointError when it has none."""
     try:
-        if (own := folder / "chat_template.jinja").exists():
-            return own.read_text()
-        if (own := folder / "chat_template.json").exists():
-            return str(json.loads(own.read_text())["chat_template"])
+        if (file := folder / "chat_template.jinja").exists():
+            return file.read_text()
+        if (file := folder / "chat_template.json").exists():
+            return str(json.loads(file.read_text())["chat_template"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{own} holds no chat template: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{file} contains no chat template: {type(error).__name__}: {error}") from error
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     raise CheckpointError(f"{folder} has no chat template")

@@ -1,7 +1,8 @@
-"""From pixels to uint8 tiles and their geometry, as the checkpoint's configuration says.
+"""
+Cut images into uint8 tiles, as the checkpoint's configuration says.
 
-The steps are those of transformers' LlavaOnevisionImageProcessorPil, bit for bit, without its float arithmetic:
-scaling and normalising are left to the device.
+The tiles equal those of transformers' LlavaOnevisionImageProcessorPil bit for bit. Scaling and normalising, its float
+arithmetic, are done on the device.
 """
 
 import json
@@ -22,11 +23,11 @@ from qsit.errors import CheckpointError
 @dataclass(frozen=True)
 class Prepared:
     """
-    An image ready for the model.
+    An image that is ready for the model.
 
-    tiles: (n, size, size, 3) uint8; the first shows the whole image, the others are cut from it, row by row.
+    tiles: (n, size, size, 3) uint8; the first shows the whole image, the others are cut from it row by row.
     width, height: of the image, in pixels.
-    tokens: how many tokens it becomes in the language model.
+    tokens: of the image in the language model.
     """
 
     tiles: NDArray[np.uint8]
@@ -35,17 +36,14 @@ class Prepared:
     tokens: int
 
 
-def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.zeros(shape, np.uint8)
-
-
 @dataclass(frozen=True)
 class Layout:
     """
-    The features of a grid of tiles.
+    How the features of a grid of tiles become tokens.
 
-    tiles: rows and columns of tiles; top, left: rows and columns of features, on either side, that show padding;
-    rows, columns: of features that become tokens.
+    tiles: rows and columns of tiles.
+    top, left: rows and columns of features to crop as padding, on each of two sides.
+    rows, columns: of features, after shrinking.
     """
 
     tiles: tuple[int, int]
@@ -57,31 +55,31 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a checkpoint wants its images cut: sizes in pixels, pinpoints as (height, width)."""
+    """How a checkpoint cuts its images. Sizes are in pixels, pinpoints are (height, width)."""
 
     size: int
     pinpoints: tuple[tuple[int, int], ...]
     resample: Image.Resampling
-    scale: float  # what a pixel is multiplied with before normalising
+    scale: float  # factor of a pixel before normalising
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    patches: int  # along one side of a tile
-    max_tiles: int  # features of more than this many tiles are shrunk
+    patches: int  # along a side of a tile
+    max_tiles: int  # the features of larger grids are shrunk
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> "Tiling":
         """
-        Read from config.json and preprocessor_config.json (or what transformers 5 nests in processor_config.json).
+        Read config.json and preprocessor_config.json, or processor_config.json, where transformers 5 nests the latter.
 
         Raises:
-            CheckpointError: when a file or value is missing, or asks for what is not done here.
+            CheckpointError: when a file or value is missing, or asks for unsupported preprocessing.
         """
         try:
             config = json.loads((folder / "config.json").read_text())
-            steps = _image_processor(folder)
+            steps = _read_preprocessing(folder)
             vision = config["vision_config"]
             tiling = cls(
-                size=_square(steps["size"]),
+                size=_square_side(steps["size"]),
                 pinpoints=tuple((int(h), int(w)) for h, w in steps["image_grid_pinpoints"]),
                 resample=Image.Resampling(steps.get("resample", Image.Resampling.BICUBIC)),
                 scale=float(steps.get("rescale_factor", 1 / 255)),
@@ -93,48 +91,51 @@ class Tiling:
             tiling._check(folder, config, steps)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             reason = f"no value for {error}" if isinstance(error, KeyError) else str(error)
-            raise CheckpointError(f"{folder} is no Q-SiT checkpoint: {reason}") from error
+            raise CheckpointError(f"{folder} is not a Q-SiT checkpoint: {reason}") from error
         return tiling
 
     def _check(self, folder: Path, config: dict[str, Any], steps: dict[str, Any]) -> None:
-        for step, wanted in (
-            ("do_resize", True),
-            ("do_rescale", True),
-            ("do_normalize", True),
-            ("do_center_crop", False),
-        ):
-            if bool(steps.get(step, wanted)) is not wanted and steps.get(step) is not None:
-                raise CheckpointError(
-                    f"{folder}: preprocessing with {step} {'off' if wanted else 'on'} is not supported"
-                )
+        for step in ("do_resize", "do_rescale", "do_normalize", "do_center_crop"):
+            needed, given = step != "do_center_crop", steps.get(step)
+            if given is not None and bool(given) is not needed:
+                raise CheckpointError(f"{folder}: preprocessing with {step} {'on' if given else 'off'} is unsupported")
         if self.size != config["vision_config"]["image_size"]:
-            towers = config["vision_config"]["image_size"]
-            raise CheckpointError(f"{folder}: tiles of {self.size} px for a vision tower of {towers} px")
+            expected = config["vision_config"]["image_size"]
+            raise CheckpointError(f"{folder}: tiles of {self.size} px for a vision tower of {expected} px")
         pinpoints = tuple(tuple(pair) for pair in config["image_grid_pinpoints"])
         if not pinpoints or pinpoints != self.pinpoints or any(side % self.size for pair in pinpoints for side in pair):
-            raise CheckpointError(f"{folder}: the pinpoints of model and preprocessor do not fit together")
+            raise CheckpointError(
+                f"{folder}: the pinpoints of model and preprocessor differ, or are not multiples of the tile size"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise CheckpointError(f"{folder}: mean and std must be three numbers each, and std not 0")
+            raise CheckpointError(f"{folder}: mean and std must have three numbers each, and std no 0")
 
-    def prepare(self, image: Image.Image, zeros: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _zeros) -> Prepared:
-        """Cut an RGB image, into an array that `zeros` makes. Releases the interpreter lock while it resizes."""
+    def prepare(
+        self, image: Image.Image, zeros: Callable[[tuple[int, ...]], NDArray[np.uint8]] | None = None
+    ) -> Prepared:
+        """
+        Cut an RGB image into tiles. Releases the interpreter lock while it resizes.
+
+        zeros: makes the array for the tiles; NumPy does by default.
+        """
         width, height = image.size
-        grid_height, grid_width = best_resolution(width, height, self.pinpoints)
-        tiles = zeros((1 + grid_height * grid_width // self.size**2, self.size, self.size, 3))
+        grid_height, grid_width = select_best_resolution(width, height, self.pinpoints)
+        shape = (1 + grid_height * grid_width // self.size**2, self.size, self.size, 3)
+        tiles = np.zeros(shape, np.uint8) if zeros is None else zeros(shape)
         tiles[0] = np.asarray(image.resize((self.size, self.size), self.resample))
 
-        inner_width, inner_height = _fitted(width, height, grid_width, grid_height)
+        inner_width, inner_height = _fit_inside(width, height, grid_width, grid_height)
         inner = np.asarray(image.resize((inner_width, inner_height), self.resample))
         top, left = (grid_height - inner_height) // 2, (grid_width - inner_width) // 2
         corners = product(range(-top, grid_height - top, self.size), range(-left, grid_width - left, self.size))
-        for tile, (y, x) in zip(tiles[1:], corners, strict=True):  # straight into place: no padded copy of it all
+        for tile, (y, x) in zip(tiles[1:], corners, strict=True):  # without a padded copy of the whole grid
             part = inner[max(y, 0) : max(y + self.size, 0), max(x, 0) : max(x + self.size, 0)]
             tile[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]] = part
         return Prepared(tiles, width, height, self.tokens(width, height))
 
     def layout(self, width: int, height: int) -> "Layout":
-        """How the features of an image's grid of tiles become tokens: without its padding, shrunk if large."""
-        grid_height, grid_width = best_resolution(width, height, self.pinpoints)
+        """Return how the features of an image's grid become tokens: padding cropped, shrunk when large."""
+        grid_height, grid_width = select_best_resolution(width, height, self.pinpoints)
         rows = self.patches * (grid_height // self.size)
         columns = self.patches * (grid_width // self.size)
         top = left = 0
@@ -149,40 +150,41 @@ class Tiling:
         return Layout((grid_height // self.size, grid_width // self.size), top, left, rows, columns)
 
     def tokens(self, width: int, height: int) -> int:
-        """Tokens of an image in the language model: base tile, grid, a newline for each of its rows."""
+        """Return the tokens of an image in the language model: base tile, grid, a newline per row of the grid."""
         layout = self.layout(width, height)
         return self.patches**2 + layout.rows * layout.columns + layout.rows
 
 
-def best_resolution(width: int, height: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The pinpoint (height, width) that keeps most of the image's pixels and, among those, wastes least."""
-    best, most, least_wasted = pinpoints[0], 0, math.inf
+def select_best_resolution(width: int, height: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """Return the pinpoint (height, width) that keeps the most pixels of the image; among equals, the smallest waste."""
+    best, most_kept, least_wasted = pinpoints[0], 0, math.inf
     for grid_height, grid_width in pinpoints:
         scale = min(grid_width / width, grid_height / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         wasted = grid_height * grid_width - kept
-        if kept > most or (kept == most and wasted < least_wasted):
-            best, most, least_wasted = (grid_height, grid_width), kept, wasted
+        if kept > most_kept or (kept == most_kept and wasted < least_wasted):
+            best, most_kept, least_wasted = (grid_height, grid_width), kept, wasted
     return best
 
 
-def _fitted(width: int, height: int, grid_width: int, grid_height: int) -> tuple[int, int]:
+def _fit_inside(width: int, height: int, grid_width: int, grid_height: int) -> tuple[int, int]:
+    """Return the (width, height) of an image scaled to fit into a grid."""
     scale_width, scale_height = grid_width / width, grid_height / height
     if scale_width < scale_height:
         return grid_width, min(math.ceil(height * scale_width), grid_height)
     return min(math.ceil(width * scale_height), grid_width), grid_height
 
 
-def _image_processor(folder: Path) -> dict[str, Any]:
-    own = folder / "preprocessor_config.json"
-    if own.exists():
-        steps: dict[str, Any] = json.loads(own.read_text())
+def _read_preprocessing(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    if file.exists():
+        steps: dict[str, Any] = json.loads(file.read_text())
         return steps
     nested: dict[str, Any] = json.loads((folder / "processor_config.json").read_text())["image_processor"]
     return nested
 
 
-def _square(size: dict[str, int]) -> int:
+def _square_side(size: dict[str, int]) -> int:
     if size["height"] != size["width"]:
         raise ValueError(f"tiles of {size['height']} x {size['width']} px are not square")
     return size["height"]

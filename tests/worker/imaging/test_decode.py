@@ -1,4 +1,4 @@
-"""Bytes of every kind that photo folders hold, and what becomes of them."""
+"""Decoding of the files that photo folders contain."""
 
 import io
 import zlib
@@ -14,7 +14,7 @@ from pillow_heif import HeifImageFile
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from tests.support.memory import measured
+from tests.support.decode_memory import measured
 from tests.support.paths import GOLDEN
 from tests.support.samples import chunk, encoded, half_transparent, png, tiff
 from worker.imaging.decode import decode
@@ -49,10 +49,10 @@ def plain(colour: object, mode: str = "RGB", size: tuple[int, int] = (16, 16)) -
 
 
 def quarters() -> Image.Image:
-    """A picture of 48 x 32 whose corners tell which side is up."""
+    """Return an image of 48 x 32 whose corners show which side is up."""
     image = Image.new("RGB", (48, 32))
-    for colour, place in zip((RED, GREEN, BLUE, YELLOW), ((0, 0), (24, 0), (0, 16), (24, 16)), strict=True):
-        image.paste(colour, (*place, place[0] + 24, place[1] + 16))
+    for colour, (x, y) in zip((RED, GREEN, BLUE, YELLOW), ((0, 0), (24, 0), (0, 16), (24, 16)), strict=True):
+        image.paste(colour, (x, y, x + 24, y + 16))
     return image
 
 
@@ -60,58 +60,58 @@ def assert_like(shown: Pixels, expected: object, tolerance: int) -> None:
     np.testing.assert_allclose(shown.astype(float), np.broadcast_to(np.asarray(expected), shown.shape), 0, tolerance)
 
 
-@pytest.mark.parametrize("kind", EVERY_FORMAT)
-def test_every_format_is_read(kind: str) -> None:
+@pytest.mark.parametrize("image_format", EVERY_FORMAT)
+def test_every_format_is_decoded(image_format: str) -> None:
     image = quarters()
 
-    shown = decoded(encoded(image, kind))
+    shown = decoded(encoded(image, image_format))
 
     assert shown.shape == (32, 48, 3)
     centres = shown[8::16, 12::24]
     assert_like(centres, [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
-def test_lossless_formats_give_the_very_pixels(kind: str) -> None:
+@pytest.mark.parametrize("image_format", LOSSLESS)
+def test_lossless_formats_keep_every_pixel(image_format: str) -> None:
     with Image.open(GOLDEN / "images" / "chelsea_160x120.png") as file:
         image = file.convert("RGB")
 
-    shown = decoded(encoded(image, kind, **LOSSLESS[kind]))
+    shown = decoded(encoded(image, image_format, **LOSSLESS[image_format]))
 
     np.testing.assert_array_equal(shown, np.asarray(image))
 
 
-@pytest.mark.parametrize("kind", EVERY_FORMAT)
-def test_one_pixel_is_a_photo(kind: str) -> None:
-    shown = decoded(encoded(plain(RED, size=(1, 1)), kind))
+@pytest.mark.parametrize("image_format", EVERY_FORMAT)
+def test_one_pixel_is_decoded(image_format: str) -> None:
+    shown = decoded(encoded(plain(RED, size=(1, 1)), image_format))
 
     assert shown.shape == (1, 1, 3)
     assert_like(shown, RED, tolerance=12)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
-def test_of_many_frames_the_first_is_taken(kind: str) -> None:
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
+def test_the_first_of_several_frames_is_decoded(image_format: str) -> None:
     frames = [plain(RED), plain(GREEN), plain(BLUE)]
 
-    shown = decoded(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    shown = decoded(encoded(frames[0], image_format, save_all=True, append_images=frames[1:]))
 
     assert_like(shown, RED, tolerance=12)
 
 
-def test_palettes_become_their_colours() -> None:
+def test_palettes_are_applied() -> None:
     image = quarters().quantize(4)
     assert image.mode == "P"
 
-    for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        np.testing.assert_array_equal(decoded(encoded(image, kind)), np.asarray(quarters()))
+    for image_format in ("PNG", "GIF", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decoded(encoded(image, image_format)), np.asarray(quarters()))
 
 
-def test_a_transparent_colour_of_a_palette_is_white() -> None:
+def test_a_transparent_palette_entry_becomes_white() -> None:
     image = quarters().quantize(4)
     red = image.getpixel((0, 0))
 
-    for kind in ("PNG", "GIF"):
-        shown = decoded(encoded(image, kind, transparency=red))
+    for image_format in ("PNG", "GIF"):
+        shown = decoded(encoded(image, image_format, transparency=red))
         np.testing.assert_array_equal(shown[0, 0], (255, 255, 255))
         np.testing.assert_array_equal(shown[0, 47], GREEN)
 
@@ -130,16 +130,14 @@ def test_palette_entries_may_be_half_transparent() -> None:
 @pytest.mark.parametrize(
     ("mode", "colour", "transparent", "opaque"), [("RGB", RED, RED, BLUE), ("L", 90, 90, 91), ("1", 0, 0, 1)]
 )
-def test_a_transparent_colour_without_a_palette_is_white(
-    mode: str, colour: object, transparent: object, opaque: object
-) -> None:
+def test_a_transparent_colour_becomes_white(mode: str, colour: object, transparent: object, opaque: object) -> None:
     assert_like(decoded(encoded(plain(colour, mode), "PNG", transparency=transparent)), (255, 255, 255), tolerance=0)
 
     same = decoded(encoded(plain(colour, mode), "PNG", transparency=opaque))
     np.testing.assert_array_equal(same, np.asarray(plain(colour, mode).convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG2000", "HEIF"])
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF", "JPEG2000", "HEIF"])
 @pytest.mark.parametrize(
     ("pixel", "expected"),
     [
@@ -149,33 +147,33 @@ def test_a_transparent_colour_without_a_palette_is_white(
         ((255, 0, 0, 51), (255, 204, 204)),
     ],
 )
-def test_transparency_is_put_on_white(kind: str, pixel: object, expected: Colour) -> None:
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+def test_alpha_is_composited_on_white(image_format: str, pixel: object, expected: Colour) -> None:
+    options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
 
-    assert_like(decoded(encoded(plain(pixel, "RGBA"), kind, **options)), expected, tolerance=1)
+    assert_like(decoded(encoded(plain(pixel, "RGBA"), image_format, **options)), expected, tolerance=1)
 
 
-def test_transparent_grey_is_put_on_white() -> None:
+def test_alpha_of_grey_is_composited_on_white() -> None:
     assert_like(decoded(encoded(plain((0, 51), "LA"), "PNG")), (204, 204, 204), tolerance=1)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000"])
-def test_sixteen_bits_are_scaled_not_clipped(kind: str) -> None:
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "JPEG2000"])
+def test_16_bits_are_scaled_not_clipped(image_format: str) -> None:
     values = np.array([[0, 255, 256], [32768, 49152, 65535]], np.uint16).repeat(8, 0).repeat(8, 1)
 
-    shown = decoded(encoded(Image.fromarray(values), kind))
+    shown = decoded(encoded(Image.fromarray(values), image_format))
 
     assert_like(shown[4::8, 4::8, 0], [[0, 1, 1], [128, 192, 255]], tolerance=1)
     assert (shown == shown[..., :1]).all()
 
 
-def test_sixteen_bits_of_the_other_byte_order_are_scaled() -> None:
+def test_big_endian_16_bits_are_scaled() -> None:
     image = plain(32768, "I;16B")
 
     assert_like(decoded(encoded(image, "TIFF")), (128, 128, 128), tolerance=1)
 
 
-def test_sixteen_bits_a_colour_are_scaled() -> None:
+def test_16_bits_per_colour_are_scaled() -> None:
     row = b"\0" + np.array([32768, 0, 65535] * 2, ">u2").tobytes()
 
     shown = decoded(png(2, 2, zlib.compress(row * 2), depth=16, colour=2))
@@ -183,7 +181,7 @@ def test_sixteen_bits_a_colour_are_scaled() -> None:
     assert_like(shown, (128, 0, 255), tolerance=1)
 
 
-def test_integers_of_32_bits_are_taken_for_16() -> None:
+def test_32_bit_integers_in_the_range_of_16_are_scaled_from_it() -> None:
     values = np.array([[-5, 0], [32768, 70000]], np.int32)
 
     assert_like(decoded(encoded(Image.fromarray(values), "TIFF"))[..., 0], [[0, 0], [128, 255]], tolerance=1)
@@ -199,7 +197,7 @@ def test_integers_of_32_bits_are_taken_for_16() -> None:
         ([float("inf"), float("-inf"), 0.5, 1.0], [0, 0, 128, 255]),
     ],
 )
-def test_floats_are_scaled_from_the_range_they_are_in(values: list[float], expected: list[int]) -> None:
+def test_floats_are_scaled_from_the_range_of_their_values(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], np.float32))
 
     shown = decoded(encoded(image, "TIFF"))
@@ -207,29 +205,29 @@ def test_floats_are_scaled_from_the_range_they_are_in(values: list[float], expec
     assert_like(shown[0, :, 0], expected, tolerance=1)
 
 
-def test_one_bit_is_black_or_white() -> None:
+def test_one_bit_becomes_black_or_white() -> None:
     image = Image.fromarray(np.array([[True, False], [False, True]]))
     assert image.mode == "1"
 
-    for kind in ("PNG", "TIFF", "BMP"):
-        assert_like(decoded(encoded(image, kind))[..., 0], [[255, 0], [0, 255]], tolerance=0)
+    for image_format in ("PNG", "TIFF", "BMP"):
+        assert_like(decoded(encoded(image, image_format))[..., 0], [[255, 0], [0, 255]], tolerance=0)
 
 
-def test_grey_is_shown_as_grey() -> None:
-    for kind in ("PNG", "JPEG", "TIFF", "JPEG2000"):
-        assert_like(decoded(encoded(plain(77, "L"), kind)), (77, 77, 77), tolerance=2)
+def test_grey_becomes_equal_channels() -> None:
+    for image_format in ("PNG", "JPEG", "TIFF", "JPEG2000"):
+        assert_like(decoded(encoded(plain(77, "L"), image_format)), (77, 77, 77), tolerance=2)
 
 
 @pytest.mark.parametrize(
     ("ink", "expected"),
     [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0))],
 )
-def test_printing_colours_become_screen_colours(ink: object, expected: Colour) -> None:
-    for kind in ("JPEG", "TIFF"):
-        assert_like(decoded(encoded(plain(ink, "CMYK"), kind)), expected, tolerance=4)
+def test_cmyk_becomes_rgb(ink: object, expected: Colour) -> None:
+    for image_format in ("JPEG", "TIFF"):
+        assert_like(decoded(encoded(plain(ink, "CMYK"), image_format)), expected, tolerance=4)
 
 
-TURNED: dict[int, Callable[[Pixels], Pixels]] = {
+STORED_AS: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],
@@ -239,27 +237,27 @@ TURNED: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
     8: lambda upright: np.rot90(upright, -1),
 }
-"""How a file of each EXIF orientation holds an upright picture: where its first row and column are shown."""
+"""How a file stores an upright image, by its EXIF orientation."""
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO", "HEIF"])
-@pytest.mark.parametrize("orientation", TURNED)
-def test_every_orientation_shows_the_same_upright_picture(kind: str, orientation: int) -> None:
-    stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(quarters()))))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO", "HEIF"])
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_every_exif_orientation_becomes_the_same_upright_image(image_format: str, orientation: int) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(STORED_AS[orientation](np.asarray(quarters()))))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
 
-    shown = decoded(encoded(stored, kind, exif=exif, quality=95))
+    shown = decoded(encoded(stored, image_format, exif=exif, quality=95))
 
     assert shown.shape == (32, 48, 3)
     assert_like(shown[8::16, 12::24], [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
-def test_of_avif_and_heic_the_container_says_how_to_turn_not_the_exif(kind: str) -> None:
+@pytest.mark.parametrize("image_format", ["AVIF", "HEIF"])
+def test_the_exif_orientation_of_avif_and_heic_is_ignored_for_the_containers(image_format: str) -> None:
     other, orientation = b"\x01\x13\0\x03\0\0\0\x01\0\x06", b"\x01\x12\0\x03\0\0\0\x01\0\x06"
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + other + bytes(6)
-    data = encoded(quarters(), kind, exif=exif, quality=95)
+    data = encoded(quarters(), image_format, exif=exif, quality=95)
     assert data.count(other) == 1
 
     shown = decoded(data.replace(other, orientation))
@@ -267,21 +265,21 @@ def test_of_avif_and_heic_the_container_says_how_to_turn_not_the_exif(kind: str)
     assert_like(shown[8::16, 12::24], [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
 
 
-def test_of_avif_the_xmp_does_not_say_how_to_turn() -> None:
+def test_the_xmp_orientation_of_avif_is_ignored() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
     assert decoded(encoded(quarters(), "AVIF", xmp=xmp)).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
+def test_an_invalid_exif_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
 
     np.testing.assert_array_equal(decoded(encoded(quarters(), "PNG", exif=exif)), np.asarray(quarters()))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # as a worker does; Pillow complains of the EXIF
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as the worker does; Pillow warns of the EXIF
 @pytest.mark.parametrize(
     "exif",
     [
@@ -295,8 +293,8 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None
     ids=["nothing", "garbage", "offset beyond the end", "cut off", "orientation in words", "orientation too long"],
 )
 def test_broken_exif_is_ignored(exif: bytes) -> None:
-    for kind in ("JPEG", "PNG", "WEBP"):
-        shown = decoded(encoded(quarters(), kind, exif=exif, quality=95))
+    for image_format in ("JPEG", "PNG", "WEBP"):
+        shown = decoded(encoded(quarters(), image_format, exif=exif, quality=95))
         assert_like(shown[8::16, 12::24], [[RED, GREEN], [BLUE, YELLOW]], tolerance=12)
 
 
@@ -307,7 +305,7 @@ def profile_of(path: Path) -> bytes:
 
 
 def adobe_to_srgb(pixels: Pixels) -> Any:
-    """Adobe RGB (1998) to sRGB by the published matrices and gamma, both with white D65."""
+    """Convert Adobe RGB (1998) by the published matrices and gamma; both have white D65."""
     to_xyz = [
         [0.5766690, 0.1855582, 0.1882286],
         [0.2973450, 0.6273636, 0.0752915],
@@ -335,9 +333,9 @@ def test_a_wide_gamut_photo_is_converted_to_srgb() -> None:
     assert np.abs(shown - expected).max() < 6
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_profile_counts_in_every_format_that_has_one(kind: str) -> None:
-    data = encoded(plain(RED), kind, icc_profile=profile_of(WIDE_GAMUT), quality=95)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_profile_is_used_in_every_format_that_has_one(image_format: str) -> None:
+    data = encoded(plain(RED), image_format, icc_profile=profile_of(WIDE_GAMUT), quality=95)
 
     shown = decoded(data)
 
@@ -345,7 +343,7 @@ def test_a_profile_counts_in_every_format_that_has_one(kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA"])
-def test_a_profile_counts_for_palettes_and_transparency_too(mode: str) -> None:
+def test_a_profile_is_used_with_palettes_and_alpha(mode: str) -> None:
     image = plain(RED).quantize(1) if mode == "P" else plain(RED).convert(mode)
 
     shown = decoded(encoded(image, "PNG", icc_profile=profile_of(WIDE_GAMUT)))
@@ -353,7 +351,7 @@ def test_a_profile_counts_for_palettes_and_transparency_too(mode: str) -> None:
     assert_like(shown, adobe_to_srgb(np.array([[RED]], np.uint8)), tolerance=2)
 
 
-def test_an_srgb_profile_leaves_pixels_as_they_are() -> None:
+def test_an_srgb_profile_changes_no_pixel() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     with Image.open(GOLDEN / "images" / "coffee_640x480.png") as file:
         image = file.convert("RGB")
@@ -363,7 +361,7 @@ def test_an_srgb_profile_leaves_pixels_as_they_are() -> None:
     np.testing.assert_array_equal(shown, np.asarray(image))
 
 
-def test_a_profile_is_srgb_when_it_says_so_whatever_its_curves() -> None:
+def test_a_profile_named_srgb_is_not_converted() -> None:
     named = profile_of(WIDE_GAMUT).replace(b"Adobe RGB (1998)", b"sRGB IEC61966-2 ")
 
     np.testing.assert_array_equal(decoded(encoded(quarters(), "PNG", icc_profile=named)), np.asarray(quarters()))
@@ -376,14 +374,14 @@ def test_a_broken_profile_is_ignored(profile: bytes) -> None:
     np.testing.assert_array_equal(decoded(encoded(quarters(), "PNG", icc_profile=profile)), np.asarray(quarters()))
 
 
-def test_a_profile_of_other_colours_is_ignored() -> None:
+def test_an_rgb_profile_of_a_grey_image_is_ignored() -> None:
     data = encoded(plain(77, "L"), "PNG", icc_profile=profile_of(WIDE_GAMUT))
 
     assert_like(decoded(data), (77, 77, 77), tolerance=0)
 
 
 @pytest.mark.parametrize(
-    ("image", "kind"),
+    ("image", "image_format"),
     [
         (quarters(), "JPEG"),
         (quarters().quantize(4), "PNG"),
@@ -396,17 +394,17 @@ def test_a_profile_of_other_colours_is_ignored() -> None:
     ],
     ids=["RGB", "P", "RGBA", "LA", "I;16", "F", "CMYK", "1"],
 )
-def test_as_stored_is_what_pillow_makes_of_it(image: Image.Image, kind: str) -> None:
+def test_as_stored_equals_pillows_conversion(image: Image.Image, image_format: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    data = encoded(image, kind, exif=exif, icc_profile=profile_of(WIDE_GAMUT))
+    data = encoded(image, image_format, exif=exif, icc_profile=profile_of(WIDE_GAMUT))
     with Image.open(io.BytesIO(data)) as file:
         expected = np.asarray(file.convert("RGB"))
 
     np.testing.assert_array_equal(decoded(data, as_stored=True), expected, strict=True)
 
 
-def test_as_stored_heic_is_what_its_plugin_makes_of_it_which_turns_it() -> None:
+def test_as_stored_heic_equals_its_plugins_conversion_which_is_upright() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = encoded(half_transparent(quarters()), "HEIF", exif=exif, icc_profile=profile_of(WIDE_GAMUT))
@@ -416,9 +414,9 @@ def test_as_stored_heic_is_what_its_plugin_makes_of_it_which_turns_it() -> None:
     assert expected.shape == (48, 32, 3)
 
 
-def test_as_stored_fails_where_pillow_has_no_way_to_rgb() -> None:
+def test_as_stored_fails_when_pillow_cannot_convert_to_rgb() -> None:
     tags = {256: (1,), 257: (1,), 258: (8, 8), 259: (1,), 262: (1,), 277: (2,), 278: (1,), 338: (1,)}
-    data = tiff(tags, bytes([90, 120]))  # grey that is multiplied with its opacity already
+    data = tiff(tags, bytes([90, 120]))  # premultiplied grey
 
     assert_like(decoded(data), (225, 225, 225), tolerance=1)
     with pytest.raises(ImageError, match="conversion from La") as error:
@@ -427,7 +425,7 @@ def test_as_stored_fails_where_pillow_has_no_way_to_rgb() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((GOLDEN / "images").iterdir()), ids=lambda path: path.name)
-def test_golden_images_as_stored_are_what_pillow_makes_of_them(path: Path) -> None:
+def test_golden_images_as_stored_equal_pillows_conversion(path: Path) -> None:
     with Image.open(path) as file:
         expected = np.asarray(file.convert("RGB"))
 
@@ -450,13 +448,13 @@ def test_zero_bytes_are_empty() -> None:
     ],
     ids=["text", "text that starts as BMP does", "html", "zero", "zeros", "svg"],
 )
-def test_what_is_no_image_is_said_to_be_none(data: bytes) -> None:
+def test_other_content_is_not_an_image(data: bytes) -> None:
     assert refused(data).reason is Reason.NOT_AN_IMAGE
 
 
-@pytest.mark.parametrize("kind", ["PCX", "PPM", "ICO", "TGA", "SGI", "EPS"])
-def test_formats_that_are_not_photos_meet_no_decoder(kind: str) -> None:
-    assert refused(encoded(quarters(), kind)).reason is Reason.NOT_AN_IMAGE
+@pytest.mark.parametrize("image_format", ["PCX", "PPM", "ICO", "TGA", "SGI", "EPS"])
+def test_other_formats_of_pillow_are_not_decoded(image_format: str) -> None:
+    assert refused(encoded(quarters(), image_format)).reason is Reason.NOT_AN_IMAGE
 
 
 @pytest.mark.parametrize(
@@ -471,28 +469,28 @@ def test_formats_that_are_not_photos_meet_no_decoder(kind: str) -> None:
         (b"IIRO\x08\0\0\0", "Olympus raw"),
         (b"IIU\0\x08\0\0\0", "Panasonic raw"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Canon raw"),
-        (b"\0\0\0\x18ftypqt  \0\0\0\0qt  \0\0\0\0", "film"),
+        (b"\0\0\0\x18ftypqt  \0\0\0\0qt  \0\0\0\0", "video"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_known_kinds_that_are_not_read_are_named(data: bytes, name: str) -> None:
+def test_known_unsupported_formats_are_named(data: bytes, name: str) -> None:
     error = refused(data)
 
     assert error.reason is Reason.UNSUPPORTED
     assert name in str(error)
 
 
-def test_colours_that_are_not_read_are_named() -> None:
+def test_an_unsupported_colour_mode_is_named() -> None:
     error = refused(encoded(plain((50, 100, 100), "LAB"), "TIFF"))
 
     assert error.reason is Reason.UNSUPPORTED
     assert "LAB" in str(error)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "HEIF"])
-def test_half_a_file_is_corrupt(kind: str) -> None:
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "HEIF"])
+def test_half_a_file_is_corrupt(image_format: str) -> None:
     with Image.open(GOLDEN / "images" / "chelsea_160x120.png") as image:
-        data = encoded(image.convert("RGB"), kind)
+        data = encoded(image.convert("RGB"), image_format)
 
     assert refused(data[: len(data) // 2]).reason is Reason.CORRUPT
 
@@ -501,14 +499,14 @@ def test_broken_compressed_data_is_corrupt() -> None:
     assert refused(png(16, 16, b"no zlib")).reason is Reason.CORRUPT
 
 
-@pytest.mark.parametrize("kind", EVERY_FORMAT)
-def test_a_file_that_only_begins_is_corrupt(kind: str) -> None:
-    assert refused(encoded(quarters(), kind)[:20]).reason is Reason.CORRUPT
+@pytest.mark.parametrize("image_format", EVERY_FORMAT)
+def test_the_first_20_bytes_of_a_file_are_corrupt(image_format: str) -> None:
+    assert refused(encoded(quarters(), image_format)[:20]).reason is Reason.CORRUPT
 
 
-@pytest.mark.parametrize("kind", EVERY_FORMAT)
-def test_the_limit_of_pixels_holds_in_every_format(kind: str) -> None:
-    data = encoded(quarters(), kind)
+@pytest.mark.parametrize("image_format", EVERY_FORMAT)
+def test_the_pixel_limit_applies_to_every_format(image_format: str) -> None:
+    data = encoded(quarters(), image_format)
 
     assert decode(data, max_pixels=48 * 32).size == (48, 32)
     error = refused(data, max_pixels=48 * 32 - 1)
@@ -517,15 +515,15 @@ def test_the_limit_of_pixels_holds_in_every_format(kind: str) -> None:
     assert "1,535" in str(error)
 
 
-def test_pillows_own_limit_is_not_in_the_way() -> None:
-    rows = zlib.compress((b"\0" + bytes(2000)) * 12_000, 1)  # 192 million pixels; Pillow refuses above 179 million
+def test_pillows_own_limit_does_not_apply() -> None:
+    rows = zlib.compress((b"\0" + bytes(2000)) * 12_000, 1)  # 192 million pixels; Pillow refuses 179 million
 
     image = decode(png(16_000, 12_000, rows, depth=1), max_pixels=200_000_000)
 
     assert image.size == (16_000, 12_000)
 
 
-def test_the_memory_of_decoding_is_seen(tmp_path: Path) -> None:
+def test_decode_memory_measures_decoding(tmp_path: Path) -> None:
     rows = zlib.compress((b"\0" + bytes(1250)) * 10_000, 1)
 
     outcome, grown = measured(png(10_000, 10_000, rows, depth=1), tmp_path)
@@ -534,7 +532,7 @@ def test_the_memory_of_decoding_is_seen(tmp_path: Path) -> None:
     assert grown > 90
 
 
-def test_a_picture_of_900_million_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_900_million_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     rows = zlib.compress((b"\0" + bytes(3750)) * 30_000, 1)
     data = png(30_000, 30_000, rows, depth=1)
     assert len(data) < 1_000_000
@@ -546,7 +544,7 @@ def test_a_picture_of_900_million_pixels_is_refused_before_it_is_decoded(tmp_pat
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
-def test_metadata_that_unpacks_to_hundreds_of_megabytes_is_not_unpacked(name: bytes, tmp_path: Path) -> None:
+def test_compressed_metadata_is_not_unpacked_to_hundreds_of_megabytes(name: bytes, tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(300_000_000))
     start = b"Comment\0\x01\0\0\0" if name == b"iTXt" else b"Comment\0\0"
     data = png(1, 1, zlib.compress(b"\0\0"), extra=chunk(name, start + bomb))

@@ -1,4 +1,4 @@
-"""What is read with and without pillow-heif, and what the content of a file says it is."""
+"""Formats are detected by content, and decoded with and without pillow-heif."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from qsit.errors import ImageError
 from qsit.states import Reason
 from tests.support.paths import ROOT
 from tests.support.samples import every_sample
-from worker.imaging.formats import format_of
+from worker.imaging.formats import detect_format
 
 CHILD = """
 import json, sys
@@ -37,13 +37,13 @@ for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: ("HEIF" in path
     outcomes[path.name] = [outcome, "pillow_heif" in sys.modules]
 print(json.dumps(outcomes))
 """
-NO_HEIF = "unsupported: HEIC/HEIF is read with pillow-heif, which this worker lacks: pip install 'qsit[heif]'"
+NO_HEIF = "unsupported: HEIC/HEIF needs pillow-heif, which this worker lacks: pip install 'qsit[heif]'"
 NAMES = sorted(every_sample())
 
 
 @pytest.fixture(scope="module", params=["present", "absent"])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """Of every sample, in a process where `import pillow_heif` works or fails."""
+    """The outcome of every sample in a process where `import pillow_heif` works or fails."""
     folder = tmp_path_factory.mktemp("samples")
     for name, data in every_sample().items():
         (folder / name).write_bytes(data)
@@ -55,29 +55,29 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_with_and_without_the_extra(name: str, outcomes: tuple[str, dict[str, Any]]) -> None:
-    extra, ends = outcomes
-    outcome, imported = ends[name]
+    extra, by_name = outcomes
+    outcome, imported = by_name[name]
 
     assert outcome == (NO_HEIF if extra == "absent" and name.startswith("HEIF") else "pixels")
     assert imported is (extra == "present" and name.startswith("HEIF")), "imported when the first HEIC is met"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_content_says_what_a_file_is(name: str) -> None:
-    said = name.split()[0].rstrip(",")
+def test_the_format_is_detected_by_content(name: str) -> None:
+    expected = name.split()[0].rstrip(",")
 
-    assert format_of(every_sample()[name]) == {"MPO": "JPEG"}.get(said, said)
+    assert detect_format(every_sample()[name]) == {"MPO": "JPEG"}.get(expected, expected)
 
 
 @pytest.mark.parametrize(
-    ("major", "compatible", "kind"),
+    ("major", "compatible", "image_format"),
     [
         ("heic", "mif1heic", "HEIF"),  # iPhones, Samsung
-        ("heix", "mif1heix", "HEIF"),  # Canon's and Sony's HIF
-        ("mif1", "mif1heic", "HEIF"),  # Nokia's and older Android's encoders
+        ("heix", "mif1heix", "HEIF"),  # HIF of Canon and Sony
+        ("mif1", "mif1heic", "HEIF"),  # encoders of Nokia and older Android
         ("msf1", "msf1hevc", "HEIF"),
         ("hevc", "msf1hevcmp42", "HEIF"),
-        ("mif1", "", "HEIF"),  # whatever is in it, pillow-heif says
+        ("mif1", "", "HEIF"),  # pillow-heif decides by the codec
         ("avif", "avifmif1miaf", "AVIF"),
         ("avis", "avismsf1miaf", "AVIF"),
         ("mif1", "mif1avifmiaf", "AVIF"),
@@ -85,14 +85,14 @@ def test_the_content_says_what_a_file_is(name: str) -> None:
         ("avif", "mif1heicavif", "AVIF"),
     ],
 )
-def test_brands_tell_avif_from_heic(major: str, compatible: str, kind: str) -> None:
-    assert format_of(file_type(major, compatible)) == kind
+def test_brands_distinguish_avif_from_heic(major: str, compatible: str, image_format: str) -> None:
+    assert detect_format(file_type(major, compatible)) == image_format
 
 
-@pytest.mark.parametrize(("major", "words"), [("crx ", "Canon raw"), ("isom", "film"), ("qt  ", "film")])
-def test_other_brands_are_not_read(major: str, words: str) -> None:
-    with pytest.raises(ImageError, match=words) as error:
-        format_of(file_type(major, "isom"))
+@pytest.mark.parametrize(("major", "name"), [("crx ", "Canon raw"), ("isom", "video"), ("qt  ", "video")])
+def test_other_brands_are_unsupported(major: str, name: str) -> None:
+    with pytest.raises(ImageError, match=name) as error:
+        detect_format(file_type(major, "isom"))
     assert error.value.reason is Reason.UNSUPPORTED
 
 

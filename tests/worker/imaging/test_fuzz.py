@@ -1,4 +1,4 @@
-"""Broken photos end in pixels or in a reason: nothing else is raised, printed, or crashes."""
+"""Mutated photos decode or raise ImageError: no other error, output or crash."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))
-"""`make fuzz` runs longer, each time from another seed."""
+"""`make fuzz` runs longer, each time with another seed."""
 
-TALK_OF_LIBTIFF = re.compile(r"(\w+|tempfile\.tif): .+")  # Pillow leaves its error messages on
+LIBTIFF_MESSAGE = re.compile(r"(\w+|tempfile\.tif): .+")  # Pillow does not silence libtiff
 
 
-def test_whatever_is_broken_ends_in_pixels_or_a_reason(tmp_path: Path) -> None:
+def test_mutated_photos_decode_or_raise_image_error(tmp_path: Path) -> None:
     first_seed = int(time.time()) if "FUZZ_SECONDS" in os.environ else 0
     note = tmp_path / "example"
     command = [sys.executable, "-m", "tests.support.fuzz_images", str(SECONDS), str(first_seed), str(note)]
@@ -25,6 +25,6 @@ def test_whatever_is_broken_ends_in_pixels_or_a_reason(tmp_path: Path) -> None:
     if child.returncode != 0:
         kept = Path("/tmp") / f"qsit-fuzz-{first_seed}"
         kept.write_bytes(note.read_bytes() if note.exists() else b"")
-        raise AssertionError(f"ended with {child.returncode}; its example is kept in {kept}:\n{child.stderr[-5000:]}")
+        raise AssertionError(f"exited with {child.returncode}; the example is in {kept}:\n{child.stderr[-5000:]}")
     assert int(child.stdout) > 10 * SECONDS, "examples tried"
-    assert [line for line in child.stderr.splitlines() if not TALK_OF_LIBTIFF.fullmatch(line)] == []
+    assert [line for line in child.stderr.splitlines() if not LIBTIFF_MESSAGE.fullmatch(line)] == []

@@ -1,4 +1,4 @@
-"""What small files of JPEG 2000 may not ask of their decoder."""
+"""Small JPEG 2000 files cannot make the decoder allocate much memory."""
 
 import struct
 from pathlib import Path
@@ -7,36 +7,36 @@ import pytest
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from tests.support.memory import measured
+from tests.support.decode_memory import measured
 from tests.support.samples import HEIGHT, WIDTH, every_sample
 from worker.imaging.decode import decode
 from worker.imaging.jpeg2000 import CODESTREAM
 
 
 def of_size(width: int, height: int, tile: tuple[int, int] | None = None, *, container: bool = True) -> bytes:
-    """The sample, pretending to be larger."""
+    """Return the sample with a larger size in its headers."""
     data = bytearray(every_sample()["JPEG2000"])
-    place = data.index(CODESTREAM) + 8
-    struct.pack_into(">II", data, place, width, height)
-    struct.pack_into(">II", data, place + 16, *(tile or (width, height)))
+    offset = data.index(CODESTREAM) + 8
+    struct.pack_into(">II", data, offset, width, height)
+    struct.pack_into(">II", data, offset + 16, *(tile or (width, height)))
     if container:
         struct.pack_into(">II", data, data.index(b"ihdr") + 4, height, width)
     return bytes(data)
 
 
 def with_blocks(data: bytes, exponent: int) -> bytes:
-    """Cut into blocks of a side of 4 times two to the power of `exponent`."""
-    place = data.index(b"\xff\x52") + 10
-    return data[:place] + bytes([exponent, exponent]) + data[place + 2 :]
+    """Set the side of the code-blocks to 4 * 2 ** exponent."""
+    offset = data.index(b"\xff\x52") + 10
+    return data[:offset] + bytes([exponent, exponent]) + data[offset + 2 :]
 
 
 def with_precincts(data: bytes, exponent: int) -> bytes:
-    """Cut into precincts of a side of two to the power of `exponent`, at each of its levels."""
-    place = data.index(b"\xff\x52")
-    length, style, levels = struct.unpack_from(">HB4xB", data, place + 2)
+    """Set the side of the precincts to 2 ** exponent at every resolution."""
+    offset = data.index(b"\xff\x52")
+    length, style, levels = struct.unpack_from(">HB4xB", data, offset + 2)
     sizes = bytes([exponent * 17]) * (levels + 1)
-    start = data[:place] + b"\xff\x52" + struct.pack(">HB", length + len(sizes), style | 1)
-    return start + data[place + 5 : place + 2 + length] + sizes + data[place + 2 + length :]
+    start = data[:offset] + b"\xff\x52" + struct.pack(">HB", length + len(sizes), style | 1)
+    return start + data[offset + 5 : offset + 2 + length] + sizes + data[offset + 2 + length :]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def with_precincts(data: bytes, exponent: int) -> bytes:
     ],
     ids=["pixels", "pixels of the codestream", "blocks", "precincts", "tiles"],
 )
-def test_what_would_take_gigabytes_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_files_that_would_take_gigabytes_are_refused(data: bytes, tmp_path: Path) -> None:
     outcome, grown = measured(data, tmp_path)
 
     assert outcome == Reason.TOO_LARGE
@@ -58,11 +58,11 @@ def test_what_would_take_gigabytes_is_refused(data: bytes, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("data", [with_blocks(of_size(4000, 4000), 1), with_precincts(of_size(4000, 4000), 5)])
-def test_small_parts_alone_are_no_reason_to_refuse(data: bytes, tmp_path: Path) -> None:
-    assert measured(data, tmp_path)[0] == Reason.CORRUPT, "it has not the pixels that it says"
+def test_small_parts_in_reasonable_numbers_are_accepted(data: bytes, tmp_path: Path) -> None:
+    assert measured(data, tmp_path)[0] == Reason.CORRUPT, "it has fewer pixels than its header says"
 
 
-def test_channels_that_are_no_colours_are_unsupported() -> None:
+def test_more_than_four_channels_are_unsupported() -> None:
     data = bytearray(every_sample()["JPEG2000"])
     struct.pack_into(">H", data, data.index(CODESTREAM) + 40, 16_384)
 
@@ -71,10 +71,10 @@ def test_channels_that_are_no_colours_are_unsupported() -> None:
     assert error.value.reason is Reason.UNSUPPORTED
 
 
-def test_lengths_that_lead_back_end() -> None:
+def test_a_tile_part_length_that_leads_backwards_does_not_loop() -> None:
     data = bytearray(every_sample()["JPEG2000, codestream"])
-    place = data.index(b"\xff\x90")
-    struct.pack_into(">I", data, place + 6, 12)
+    offset = data.index(b"\xff\x90")
+    struct.pack_into(">I", data, offset + 6, 12)
 
     with pytest.raises(ImageError):
         decode(bytes(data), max_pixels=10_000)

@@ -1,4 +1,4 @@
-"""What is refused before a decoder is given it, and what it would have cost."""
+"""Files that are refused before decoding, and the memory that this takes."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ from PIL import Image
 
 from qsit.errors import ImageError
 from qsit.states import Reason
-from tests.support.memory import MAX_PIXELS, measured
+from tests.support.decode_memory import MAX_PIXELS, measured
 from tests.support.samples import HEIGHT, WIDTH, chunk, encoded, every_sample, grey_tiff, photo, png, tiff
 from worker.imaging.decode import decode
 
@@ -26,10 +26,10 @@ def refused(data: bytes) -> ImageError:
 
 
 def with_number(data: bytes, after: bytes, code: str, *values: int) -> bytes:
-    """Numbers of a header replaced."""
-    place = data.index(after) + len(after)
+    """Replace the numbers after some bytes of a header."""
+    offset = data.index(after) + len(after)
     piece = struct.pack(code, *values)
-    return data[:place] + piece + data[place + len(piece) :]
+    return data[:offset] + piece + data[offset + len(piece) :]
 
 
 def webp_of_canvas(width: int, height: int) -> bytes:
@@ -56,14 +56,14 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_what_is_too_large_is_refused_before_it_takes_memory(name: str, tmp_path: Path) -> None:
+def test_too_large_images_are_refused_before_they_take_memory(name: str, tmp_path: Path) -> None:
     outcome, grown = measured(TOO_LARGE[name], tmp_path)
 
     assert outcome == Reason.TOO_LARGE
     assert grown < 30
 
 
-def test_a_canvas_and_tiles_within_the_limit_are_no_reason_to_refuse() -> None:
+def test_a_canvas_and_tiles_within_the_limit_are_accepted() -> None:
     assert refused(webp_of_canvas(200, 100)).reason is Reason.CORRUPT, "its frame is smaller"
     assert decode(tiff_of_tiles(16), max_pixels=MAX_PIXELS).size == (16, 16)
 
@@ -80,7 +80,7 @@ def test_a_side_over_a_million_pixels_is_refused(size: tuple[int, int]) -> None:
     assert decode(png(1_000_000, 1, zlib.compress(bytes(125_001)), depth=1), max_pixels=MAX_PIXELS).width == 1_000_000
 
 
-def test_a_photo_for_which_memory_does_not_suffice_is_too_large(tmp_path: Path) -> None:
+def test_an_image_that_does_not_fit_into_memory_is_too_large(tmp_path: Path) -> None:
     rows = zlib.compress((b"\0" + bytes(1000)) * 8000, 1)
 
     assert measured(png(8000, 8000, rows, depth=1), tmp_path, limit_mb=40)[0] == Reason.TOO_LARGE
@@ -99,22 +99,22 @@ RAW: dict[str, tuple[dict[int, Any], str]] = {
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("as_stored", [False, True])
-def test_raw_files_are_not_scored_by_their_preview(name: str, order: str, as_stored: bool) -> None:
-    tags, words = RAW[name]
+def test_raw_files_are_unsupported_rather_than_read_by_their_preview(name: str, order: str, as_stored: bool) -> None:
+    tags, message = RAW[name]
 
-    with pytest.raises(ImageError, match=words) as error:
+    with pytest.raises(ImageError, match=message) as error:
         decode(tiff(RGB_TIFF | tags, PIXELS, order), max_pixels=MAX_PIXELS, as_stored=as_stored)
     assert error.value.reason is Reason.UNSUPPORTED
 
 
-def test_a_canon_raw_file_is_told_by_its_letters() -> None:
+def test_a_canon_raw_file_is_detected_by_its_signature() -> None:
     data = tiff(RGB_TIFF, b"CR\2\0" + PIXELS[4:])
 
     assert refused(data).reason is Reason.UNSUPPORTED
 
 
 @pytest.mark.parametrize("subfile", [0, 2, 4])
-def test_other_pages_of_tiffs_are_photos(subfile: int) -> None:
+def test_other_subfile_types_are_accepted(subfile: int) -> None:
     data = tiff(RGB_TIFF | {254: (subfile,)}, PIXELS)
 
     np.testing.assert_array_equal(np.asarray(decode(data, max_pixels=100)).ravel(), np.frombuffer(PIXELS, np.uint8))
@@ -130,35 +130,35 @@ def test_other_pages_of_tiffs_are_photos(subfile: int) -> None:
     ],
     ids=["floats in colour", "doubles", "JPEG 2000 inside", "twelve channels"],
 )
-def test_tiffs_of_other_kinds_are_unsupported_not_broken(data: bytes) -> None:
+def test_unsupported_variants_of_tiff_are_not_called_corrupt(data: bytes) -> None:
     error = refused(data)
 
     assert error.reason is Reason.UNSUPPORTED
-    assert str(error).startswith("TIFF of")
+    assert str(error).startswith("TIFF ")
 
 
-@pytest.mark.filterwarnings("ignore:Truncated File Read")  # as a worker does
+@pytest.mark.filterwarnings("ignore:Truncated File Read")  # as the worker does
 @pytest.mark.parametrize("name", [name for name in every_sample() if "frames" not in name])
 @pytest.mark.parametrize("part", [0.4, 0.6, 0.9])
-def test_what_is_cut_off_is_corrupt(name: str, part: float) -> None:
+def test_truncated_files_are_corrupt(name: str, part: float) -> None:
     data = every_sample()[name]
 
     assert refused(data[: int(len(data) * part)]).reason is Reason.CORRUPT
 
 
-def test_what_follows_a_photo_does_not_matter() -> None:
+def test_trailing_data_is_ignored() -> None:
     for name in ("HEIF", "AVIF", "JPEG", "PNG"):
         data = every_sample()[name] + b"MotionPhoto_Data" + bytes(100)
         assert decode(data, max_pixels=WIDTH * HEIGHT).size == (WIDTH, HEIGHT)
 
 
-def test_chunks_that_nobody_asked_for_do_not_matter() -> None:
+def test_unknown_png_chunks_are_ignored() -> None:
     data = png(1, 1, zlib.compress(b"\0\0"), extra=chunk(b"prIv", bytes(1000)))
 
     assert decode(data, max_pixels=1).size == (1, 1)
 
 
-def test_a_tiff_of_two_pages_is_its_first() -> None:
+def test_the_first_page_of_a_tiff_is_decoded() -> None:
     pages = [photo(), Image.new("RGB", (500, 500))]
 
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])

@@ -1,4 +1,4 @@
-"""Tiles and token counts, against transformers' own image processor and the published numbers."""
+"""Tiles and token counts, compared with transformers' image processor and the published numbers."""
 
 import json
 import shutil
@@ -22,10 +22,10 @@ from worker.inference.tiles import Prepared, Tiling
 CHECKPOINT = GOLDEN / "checkpoint"
 EXPECTED = json.loads((GOLDEN / "golden.json").read_text())["images"]
 TEXT_TOKENS = 65
-"""Tokens of the golden prompts beside the image's."""
+"""Tokens of the golden prompts without the image."""
 
 BIG_PIXELS = 500_000
-"""Of images found by hypothesis; the large ones are named one by one."""
+"""The limit for generated sizes; larger images are explicit examples."""
 
 Json = dict[str, Any]
 
@@ -37,7 +37,7 @@ def tiling() -> Tiling:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The configuration of the golden checkpoint, to be changed."""
+    """The configuration of the golden checkpoint, for the test to change."""
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(CHECKPOINT / name, tmp_path)
     return tmp_path
@@ -55,7 +55,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def stock_tiles(image: Image.Image, **steps: Any) -> NDArray[np.uint8]:
-    """What transformers cuts, before scaling and normalising: (tiles, height, width, 3)."""
+    """Return the tiles of transformers before scaling and normalising, (tiles, height, width, 3)."""
     processor = LlavaOnevisionImageProcessorPil(**steps)
     output = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
     cut: NDArray[np.uint8] = output["pixel_values"][0]
@@ -70,7 +70,7 @@ def assert_like_stock(prepared: Prepared, image: Image.Image, **steps: Any) -> N
 
 
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda expected: expected["image"])
-def test_golden_images_are_cut_as_transformers_does(tiling: Tiling, expected: Json) -> None:
+def test_golden_images_have_the_tiles_of_transformers(tiling: Tiling, expected: Json) -> None:
     with Image.open(GOLDEN / "images" / expected["image"]) as file:
         image = file.convert("RGB")
 
@@ -98,7 +98,7 @@ def sizes(draw: st.DrawFn) -> tuple[int, int]:
 @example(size=(383, 385))
 @example(size=(2305, 2303))
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-def test_images_of_any_size_are_cut_as_transformers_does(tiling: Tiling, size: tuple[int, int]) -> None:
+def test_images_of_any_size_have_the_tiles_of_transformers(tiling: Tiling, size: tuple[int, int]) -> None:
     image = noise(*size)
 
     prepared = tiling.prepare(image)
@@ -119,7 +119,7 @@ def test_images_of_any_size_are_cut_as_transformers_does(tiling: Tiling, size: t
         (6000, 4000, 25, 7329),
     ],
 )
-def test_tiles_and_tokens_are_the_published_ones(
+def test_counts_of_tiles_and_tokens_are_the_published_ones(
     tiling: Tiling, width: int, height: int, tiles: int, tokens: int
 ) -> None:
     prepared = tiling.prepare(Image.new("RGB", (width, height)))
@@ -128,7 +128,7 @@ def test_tiles_and_tokens_are_the_published_ones(
     assert prepared.tokens == tiling.tokens(width, height) == tokens
 
 
-def test_what_the_device_must_do_is_read_from_the_checkpoint(tiling: Tiling) -> None:
+def test_the_configuration_is_read_from_the_checkpoint(tiling: Tiling) -> None:
     assert tiling.size == 384
     assert tiling.patches == 27
     assert tiling.max_tiles == 9
@@ -146,7 +146,7 @@ SMALL: Json = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Tiling:
-    """A checkpoint of other sizes, and with bilinear filtering."""
+    """The tiling of a checkpoint with other sizes and bilinear resampling."""
     folder = tmp_path_factory.mktemp("small")
     vision = {"image_size": 64, "patch_size": 16}
     config = {"vision_config": vision, "image_grid_pinpoints": SMALL["image_grid_pinpoints"]}
@@ -156,7 +156,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tiling:
     return Tiling.of_checkpoint(folder)
 
 
-def test_a_checkpoint_of_other_sizes_is_read(small: Tiling) -> None:
+def test_other_sizes_are_read_from_the_checkpoint(small: Tiling) -> None:
     assert (small.size, small.patches, small.max_tiles) == (64, 4, 4)
     assert small.pinpoints == ((64, 192), (192, 64), (64, 128), (128, 64))
     assert (small.scale, small.mean, small.std) == (0.5, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -167,9 +167,9 @@ def test_a_checkpoint_of_other_sizes_is_read(small: Tiling) -> None:
 @example(width=63, height=65)
 @example(width=127, height=301)
 @example(width=1, height=400)
-@example(width=100, height=100)  # fits two pinpoints equally well
+@example(width=100, height=100)  # two pinpoints fit equally well
 @settings(deadline=None, max_examples=50)
-def test_tiles_of_another_size_are_cut_as_transformers_does(small: Tiling, width: int, height: int) -> None:
+def test_tiles_of_another_size_equal_those_of_transformers(small: Tiling, width: int, height: int) -> None:
     image = noise(width, height)
 
     prepared = small.prepare(image)
@@ -183,7 +183,7 @@ def test_tiles_of_another_size_are_cut_as_transformers_does(small: Tiling, width
 @example(width=64, height=96)
 @example(width=63, height=65)
 @settings(deadline=None, max_examples=25)
-def test_tiles_that_hold_nothing_but_padding_are_cut_as_transformers_does(
+def test_tiles_of_padding_alone_equal_those_of_transformers(
     small: Tiling, pinpoint: list[int], width: int, height: int
 ) -> None:
     image = noise(width, height)
@@ -193,7 +193,7 @@ def test_tiles_that_hold_nothing_but_padding_are_cut_as_transformers_does(
     assert_like_stock(prepared, image, **{**SMALL, "image_grid_pinpoints": [pinpoint]})
 
 
-def test_the_image_stays_as_it_is(tiling: Tiling) -> None:
+def test_preparing_does_not_change_the_image(tiling: Tiling) -> None:
     image = noise(500, 300)
     before = image.tobytes()
 
@@ -202,7 +202,7 @@ def test_the_image_stays_as_it_is(tiling: Tiling) -> None:
     assert image.tobytes() == before
 
 
-def test_configuration_is_found_where_transformers_5_saves_it(checkpoint: Path, tiling: Tiling) -> None:
+def test_nested_configuration_of_transformers_5_is_read(checkpoint: Path, tiling: Tiling) -> None:
     own = checkpoint / "preprocessor_config.json"
     nested = {"processor_class": "LlavaOnevisionProcessor", "image_processor": json.loads(own.read_text())}
     (checkpoint / "processor_config.json").write_text(json.dumps(nested))
@@ -211,7 +211,7 @@ def test_configuration_is_found_where_transformers_5_saves_it(checkpoint: Path, 
     assert Tiling.of_checkpoint(checkpoint) == tiling
 
 
-def test_configuration_as_transformers_5_writes_it_is_read(checkpoint: Path, tiling: Tiling) -> None:
+def test_configuration_saved_by_transformers_5_is_read(checkpoint: Path, tiling: Tiling) -> None:
     LlavaOnevisionImageProcessorPil.from_pretrained(CHECKPOINT).save_pretrained(checkpoint)
 
     assert Tiling.of_checkpoint(checkpoint) == tiling
@@ -221,16 +221,16 @@ def test_configuration_as_transformers_5_writes_it_is_read(checkpoint: Path, til
 def test_a_missing_file_is_refused(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
 
-    with pytest.raises(CheckpointError, match=r"no Q-SiT checkpoint.*No such file"):
+    with pytest.raises(CheckpointError, match=r"not a Q-SiT checkpoint.*No such file"):
         Tiling.of_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe"])
-def test_a_file_that_is_no_json_object_is_refused(checkpoint: Path, name: str, content: bytes) -> None:
+def test_a_file_without_a_json_object_is_refused(checkpoint: Path, name: str, content: bytes) -> None:
     (checkpoint / name).write_bytes(content)
 
-    with pytest.raises(CheckpointError, match="no Q-SiT checkpoint"):
+    with pytest.raises(CheckpointError, match="not a Q-SiT checkpoint"):
         Tiling.of_checkpoint(checkpoint)
 
 
@@ -268,21 +268,21 @@ def test_tiles_that_are_not_square_are_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize"])
-def test_a_step_that_is_off_is_refused(checkpoint: Path, step: str) -> None:
+def test_a_required_step_that_is_off_is_refused(checkpoint: Path, step: str) -> None:
     change(checkpoint / "preprocessor_config.json", lambda steps: steps.update({step: False}))
 
-    with pytest.raises(CheckpointError, match=f"{step} off is not supported"):
+    with pytest.raises(CheckpointError, match=f"{step} off is unsupported"):
         Tiling.of_checkpoint(checkpoint)
 
 
-def test_a_step_that_is_not_done_here_is_refused(checkpoint: Path) -> None:
+def test_center_cropping_is_refused(checkpoint: Path) -> None:
     change(checkpoint / "preprocessor_config.json", lambda steps: steps.update(do_center_crop=True))
 
     with pytest.raises(CheckpointError, match="do_center_crop"):
         Tiling.of_checkpoint(checkpoint)
 
 
-def test_tiles_that_do_not_fit_the_vision_tower_are_refused(checkpoint: Path) -> None:
+def test_a_tile_size_other_than_the_vision_towers_is_refused(checkpoint: Path) -> None:
     change(checkpoint / "config.json", lambda config: config["vision_config"].update(image_size=448))
 
     with pytest.raises(CheckpointError, match="tiles of 384 px for a vision tower of 448 px"):
@@ -290,15 +290,15 @@ def test_tiles_that_do_not_fit_the_vision_tower_are_refused(checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_pinpoints_of_one_file_only_are_refused(checkpoint: Path, name: str) -> None:
+def test_pinpoints_that_differ_between_the_files_are_refused(checkpoint: Path, name: str) -> None:
     change(checkpoint / name, lambda content: content["image_grid_pinpoints"].pop())
 
-    with pytest.raises(CheckpointError, match="pinpoints of model and preprocessor do not fit"):
+    with pytest.raises(CheckpointError, match="pinpoints of model and preprocessor differ"):
         Tiling.of_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("pinpoints", [[[384, 500]], [[384, 384, 384]], [384], [], "384x384"])
-def test_pinpoints_that_cannot_be_cut_are_refused(checkpoint: Path, pinpoints: object) -> None:
+def test_pinpoints_that_are_not_multiples_of_the_tile_size_are_refused(checkpoint: Path, pinpoints: object) -> None:
     for name in ("config.json", "preprocessor_config.json"):
         change(checkpoint / name, lambda content: content.update(image_grid_pinpoints=pinpoints))
 
@@ -307,10 +307,10 @@ def test_pinpoints_that_cannot_be_cut_are_refused(checkpoint: Path, pinpoints: o
 
 
 @pytest.mark.parametrize("ratio", ["pad", "anyres", None, 9])
-def test_a_ratio_of_another_kind_is_refused(checkpoint: Path, ratio: object) -> None:
+def test_an_unsupported_aspect_ratio_is_refused(checkpoint: Path, ratio: object) -> None:
     change(checkpoint / "config.json", lambda config: config.update(vision_aspect_ratio=ratio))
 
-    with pytest.raises(CheckpointError, match="no Q-SiT checkpoint"):
+    with pytest.raises(CheckpointError, match="not a Q-SiT checkpoint"):
         Tiling.of_checkpoint(checkpoint)
 
 
@@ -329,14 +329,14 @@ def test_a_ratio_of_another_kind_is_refused(checkpoint: Path, ratio: object) -> 
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be_used_is_refused(checkpoint: Path, steps: Json) -> None:
+def test_an_unusable_value_is_refused(checkpoint: Path, steps: Json) -> None:
     change(checkpoint / "preprocessor_config.json", lambda content: content.update(steps))
 
     with pytest.raises(CheckpointError):
         Tiling.of_checkpoint(checkpoint)
 
 
-def test_patches_of_no_size_are_refused(checkpoint: Path) -> None:
+def test_a_patch_size_of_zero_is_refused(checkpoint: Path) -> None:
     change(checkpoint / "config.json", lambda config: config["vision_config"].update(patch_size=0))
 
     with pytest.raises(CheckpointError):

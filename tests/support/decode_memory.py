@@ -1,9 +1,9 @@
 """
-Decodes one file in a process of its own, and tells what became of it and by how many MB the process grew.
+Decode one file in a process of its own; print the outcome and the memory that it took, in KB.
 
-    python -m tests.support.memory FILE [MB]
+    python -m tests.support.decode_memory FILE [MB]
 
-MB: how many it may have more than it starts with.
+MB: the limit of additional address space.
 """
 
 import resource
@@ -21,21 +21,16 @@ MAX_PIXELS = 200_000_000
 
 
 def measured(data: bytes, folder: Path, limit_mb: int | None = None) -> tuple[str, int]:
-    """Run this, on Linux."""
+    """Decode in a process; return "decoded" or the reason, and the growth in MB. Skips the test off Linux."""
     if sys.platform != "linux":
-        pytest.skip("the memory of a process is read from /proc")
+        pytest.skip("reads the memory of a process from /proc")
     (folder / "photo").write_bytes(data)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.memory",
-        str(folder / "photo"),
-        *([str(limit_mb)] if limit_mb else []),
-    ]
+    limit = [str(limit_mb)] if limit_mb else []
+    command = [sys.executable, "-m", "tests.support.decode_memory", str(folder / "photo"), *limit]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    outcome, grown = done.stdout.split()
-    return outcome, int(grown) // 1024
+    outcome, grown_kb = done.stdout.split()
+    return outcome, int(grown_kb) // 1024
 
 
 def _kb(name: str) -> int:
