@@ -44,19 +44,20 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 class Valkey:
-    """A Valkey server that tests can kill, stop and start again."""
+    """A Valkey server that tests can kill, stop and start again. It has a folder of its own."""
 
-    def __init__(self) -> None:
-        self._folder = make_socket_folder(0o700)
-        self._socket = self._folder / "s"
+    def __init__(self, *options: str) -> None:
+        self.folder = make_socket_folder(0o700)
+        self._options = options
+        self._socket = self.folder / "s"
         self.url = f"redis+socket://{self._socket}?virtual_host=0"
         self.client = redis.Redis(unix_socket_path=str(self._socket))
         self.start()
 
     def start(self) -> None:
         self._socket.unlink(missing_ok=True)
-        command = [broker_program(), "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
-        self._process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
+        command = [broker_program(), "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self.folder)]
+        self._process = subprocess.Popen([*command, "--save", "", *self._options], stdout=subprocess.DEVNULL)
         while not self._socket.exists():
             assert self._process.poll() is None
             time.sleep(0.01)
@@ -72,7 +73,7 @@ class Valkey:
         """Kill the server and remove its files."""
         self.client.close()
         self.kill()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
 
 @contextmanager
