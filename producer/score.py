@@ -15,12 +15,12 @@ from models.queries.pagination import ResultFilter
 from models.queries.progress import Progress, count_answers, job_progress
 from models.queries.results import find_results
 from producer import summary
-from producer.exit_codes import ExitCode, exit_status
-from producer.interrupts import Interrupted
+from producer.exit_codes import ExitCode, Interrupted, exit_status
+from producer.lister import Lister
 from producer.monitor import JobMonitor, Show, display
 from producer.notices import NoticePrinter
 from producer.private_run import PrivateRun, start_private_run
-from producer.submit import Lister, Request, opened
+from producer.submit import Request, opened
 from qsit import process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from qsit.settings import Settings

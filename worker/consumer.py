@@ -1,14 +1,18 @@
 """Celery's consumer, which outlives any trouble of Redis, logs it once, and drops what is not a message of ours."""
 
+import base64
+import json
 import logging
 import time
 import warnings
 from typing import Any
 
+from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.utils.uuid import uuid
 
-from worker.messages import read_chunk_id, write_message
+from worker.dispatch import TASK
 
 log = logging.getLogger("qsit")
 
@@ -83,3 +87,44 @@ class _Once(logging.Filter):
             self.lines.clear()
         self.lines.add(line)
         return is_new
+
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""A message holds up to 512 URIs of 2,500 bytes, whose characters take up to 7,500 bytes in JSON, all in base64."""
+
+
+def read_chunk_id(message: bytes) -> int:
+    """
+    Return the chunk id in a message.
+
+    Raises:
+        ValueError: when the message is not one that `dispatch` sends.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"it has {len(message)} bytes")
+    try:
+        envelope = json.loads(message)
+        task = envelope["headers"]["task"]
+        [chunk_id, *_] = json.loads(base64.b64decode(envelope["body"]))[0]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"it cannot be read ({type(error).__name__})") from error
+    if task != TASK:
+        raise ValueError("it is for another task")
+    if type(chunk_id) is not int or not 0 < chunk_id < 2**63:
+        raise ValueError("it has no chunk id")
+    return chunk_id
+
+
+def write_message(app: Celery, chunk_id: int) -> str:
+    """Return the message that calls the task with a chunk id, with Celery's defaults for all else."""
+    task_id = uuid()
+    headers, properties, body, _ = app.amqp.as_task_v2(task_id, TASK, args=[chunk_id])
+    return json.dumps(
+        {
+            "body": json.dumps(body),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": headers,
+            "properties": {**properties, "delivery_tag": task_id, "delivery_info": {}},
+        }
+    )

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,7 @@ from kombu.transport.redis import Channel
 from models import db
 from qsit import checkpoints, settings
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
-from worker import dispatch, parent_watch, process
+from worker import dispatch, process
 from worker.app import app
 from worker.devices import find_devices
 from worker.launch import TRY_AGAIN
@@ -104,7 +105,7 @@ def handle_signals(instance: Any, **_: Any) -> None:
 @signals.worker_process_init.connect
 def begin_process(**_: Any) -> None:
     """In a process of the pool: load the model on the device of this process."""
-    parent_watch.end_with_parent()
+    end_with_parent()
     try:
         device = os.environ[DEVICES].split(",")[current_process().index]
         process.start_process(app, settings.load(), device)
@@ -128,3 +129,26 @@ def end_process(**_: Any) -> None:
 
 def _print_last_words(error: QsitError) -> None:
     print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- `qsit score` reads it from the worker's log
+
+
+PARENT_CHECK_S = 1.0
+
+
+ORPHAN_GRACE_S = 10.0
+"""How long an orphan may take to record the batch in hand."""
+
+
+def end_with_parent() -> None:
+    """
+    Watch the parent from now on. When it has ended, send this process the signal that the parent would send, and end
+    the process after GRACE_S if it is still busy with a photo or a batch.
+    """
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), name="parent watch", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    time.sleep(ORPHAN_GRACE_S)
+    os._exit(1)

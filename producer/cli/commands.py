@@ -18,8 +18,7 @@ from producer import status as job_status
 from producer import summary
 from producer.cli import job_commands, options, result_commands
 from producer.cli.evaluate import evaluate
-from producer.exit_codes import ExitCode, exit_status
-from producer.interrupts import Interrupted
+from producer.exit_codes import ExitCode, Interrupted, exit_status
 from producer.monitor import ENDED, JobMonitor, display
 from producer.notices import NoticePrinter
 from producer.submit import opened

@@ -82,15 +82,14 @@ def prune(days: int) -> None:
 @click.command()
 def recover() -> None:
     """Send lost work again. This is safe at any time; workers do the same by themselves."""
-    from worker import dispatch
-    from worker.app import app
+    from worker import app, dispatch
 
     chosen = settings.load()
     engine = db.open_ledger(chosen.database_url)
-    dispatch.check_broker(app)
+    dispatch.check_broker(app.app)
     number = rescue.recover(engine)
     for queue in scheduling.queues_with_work(engine):
-        dispatch.top_up(engine, app, queue, chosen.lease_s)
+        dispatch.top_up(engine, app.app, queue, chosen.lease_s)
     control.settle_cancelled(engine)
     jobs.finish_done_jobs(engine)
     NoticePrinter().say(f"{count(number, 'chunk')} queued again")

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from producer.interrupts import Interrupted, raise_on_signals
+from producer.exit_codes import Interrupted, raise_on_signals
 
 
 def main() -> None:

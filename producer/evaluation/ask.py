@@ -12,13 +12,12 @@ from qsit.rating import AS_STORED, UPRIGHT
 from qsit.sources.photo import check_bytes
 from qsit.sources.uris import path_of, uri_of
 from qsit.states import Reason
-from worker import scoring
 from worker.imaging.decode import decode
 from worker.pipeline import Pipeline
-from worker.scoring import BatchScorer, PreparedPhoto
+from worker.scoring import BatchScorer, Model, PreparedPhoto
 
 
-class Model(scoring.Model, Protocol):
+class AskedModel(Model, Protocol):
     """What asking needs of `QSit`."""
 
     def prepare(self, image: Any) -> Any: ...
@@ -28,7 +27,7 @@ class Model(scoring.Model, Protocol):
 class QuestionLoader:
     """Loads the photo of a question for a pipeline. The id of the question is that of its item."""
 
-    model: Model
+    model: AskedModel
     max_pixels: int
 
     def load(self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]) -> PreparedPhoto:
@@ -46,7 +45,7 @@ class QuestionLoader:
 
 
 def ask_all(
-    model: Model,
+    model: AskedModel,
     asked: Sequence[tuple[str, Question]],
     *,
     batch_tokens: int,

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, inspect
 
 from docs import generate
+from migrations.upgrade import upgrade
 from producer import exit_codes
 from qsit.states import Reason
 from tests.docs.markdown import code_blocks, code_spans
@@ -28,7 +29,9 @@ Command = Callable[..., str]
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     """An empty SQLite database; the output is the same for others."""
-    return f"sqlite:///{tmp_path}/qsit.db"
+    url = f"sqlite:///{tmp_path}/qsit.db"
+    upgrade(url)
+    return url
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from migrations.upgrade import upgrade
 from producer.cli.main import run
-from producer.interrupts import Interrupted
+from producer.exit_codes import Interrupted
 from tests.support.programs import QSIT, environment
 from tests.support.records import HOSTILE
 
@@ -152,7 +152,7 @@ def test_an_interrupt_has_the_status_of_its_signal() -> None:
 
 def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
     code = (
-        "import os, signal; from producer.interrupts import raise_on_signals;"
+        "import os, signal; from producer.exit_codes import raise_on_signals;"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN); raise_on_signals();"
         "os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     )

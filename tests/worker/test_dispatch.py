@@ -15,7 +15,7 @@ from models import db
 from models.ledger import leases, rescue, scheduling
 from qsit.errors import BrokerUnavailable
 from tests.support.ledger import QUEUE, listed, pass_time, photos
-from worker import dispatch, messages
+from worker import consumer, dispatch
 from worker.app import configuration
 
 
@@ -42,7 +42,7 @@ def test_a_few_chunks_are_in_redis_as_json(engine: Engine, app: Celery, queue: r
     assert queue.llen(name) == dispatch.CHUNKS_AHEAD
     message = json.loads(queue.lindex(name, -1))
     assert message["content-type"] == "application/json"
-    chunk_id = messages.read_chunk_id(queue.lindex(name, -1))
+    chunk_id = consumer.read_chunk_id(queue.lindex(name, -1))
     assert leases.claim(engine, chunk_id, QUEUE, "me:1:1.00", 60) is not None
 
 

@@ -8,8 +8,8 @@ from celery import Celery
 
 from models.ledger.ingest import CHUNK_SIZE
 from models.ledger.listing import MAX_URI_BYTES
+from worker.consumer import MAX_MESSAGE_BYTES, read_chunk_id, write_message
 from worker.dispatch import TASK
-from worker.messages import MAX_BYTES, read_chunk_id, write_message
 
 
 def message(body: object, task: str = TASK) -> bytes:
@@ -48,7 +48,7 @@ def test_the_largest_chunk_fits_into_a_message() -> None:
         b'{"headers": {"task": "qsit.score_chunk"}, "body": "////"}',
         b"[" * 100_000,
         b"9" * 10_000,
-        message([[7], {}, {}]) + b" " * MAX_BYTES,
+        message([[7], {}, {}]) + b" " * MAX_MESSAGE_BYTES,
         message([[7], {}, {}], task="celery.backend_cleanup"),
         message([]),
         message([[]]),

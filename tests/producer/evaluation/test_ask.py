@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from producer.evaluation.ask import Model, ask_all
+from producer.evaluation.ask import AskedModel, ask_all
 from qsit.errors import CheckpointError, ImageError
 from qsit.questions import Answer, Question
 from qsit.rating import Score
@@ -52,7 +52,7 @@ class FailingModel:
         return [(score, [Answer(text.upper()) for text in some]) for some in asked]
 
 
-def ask(model: Model, asked: list[tuple[str, Question]], batch_tokens: int) -> dict[int, str]:
+def ask(model: AskedModel, asked: list[tuple[str, Question]], batch_tokens: int) -> dict[int, str]:
     results = ask_all(model, asked, batch_tokens=batch_tokens, loaders=2, max_pixels=10**8, as_stored=False)
     return {index: f"{answer.reason}" if isinstance(answer, ImageError) else answer.text for index, answer in results}
 
