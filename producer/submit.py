@@ -112,7 +112,7 @@ class Lister:
         self._request = request
         self._list_file = list_file
         self._on_outage = on_outage
-        self._skipped: dict[str, int] = {}
+        self._skipped = self._skipped_failed = 0
 
     def roots(self) -> list[str]:
         """Return what a worker of this job must be allowed to read."""
@@ -134,7 +134,7 @@ class Lister:
         if self.job.is_listed or not listing.begin_listing(self._engine, self.job.id):
             return False
         listed = 0
-        self._skipped = {"skipped": 0, "skipped_failed": 0}
+        self._skipped = self._skipped_failed = 0
         try:
             with renewed_lease(self._engine, self.job.id) as check_lease:
                 with closing(batch_within(self._walk(), BATCH, FLUSH_S)) as batches:
@@ -153,10 +153,11 @@ class Lister:
         return True
 
     def _write(self, batch: Sequence[ListedPhoto], after_batch: Callable[[int], None]) -> None:
-        add = partial(listing.add_images, self._engine, self.job.id, batch, **self._skipped)
+        totals = {"skipped": self._skipped, "skipped_failed": self._skipped_failed}
+        add = partial(listing.add_images, self._engine, self.job.id, batch, **totals)
         added = retry_while_unavailable(add, self._on_outage)
-        self._skipped["skipped"] += added.skipped
-        self._skipped["skipped_failed"] += added.skipped_failed
+        self._skipped += added.skipped
+        self._skipped_failed += added.skipped_failed
         if added.too_long:
             self.listing.unreadable.append(
                 f"{count(added.too_long, 'photo')}: the URI is longer than {listing.MAX_URI_BYTES:,} bytes"
