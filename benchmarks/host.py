@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from tests.support import profiles
+from tests.support import icc_profiles
 from worker.imaging.color_profiles import convert_to_srgb
 from worker.imaging.decode import decode
 from worker.inference.tiles import Tiling
@@ -155,7 +155,7 @@ def make_photos(path: Path) -> dict[str, bytes]:
     for size in SIZES:
         enlarged = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
         made["{}x{}".format(*size)] = _encode(enlarged)
-    made["{}x{}, Display P3".format(*size)] = _encode(enlarged, icc_profile=profiles.display_p3())
+    made["{}x{}, Display P3".format(*size)] = _encode(enlarged, icc_profile=icc_profiles.display_p3())
     return made
 
 

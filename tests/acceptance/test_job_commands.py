@@ -54,7 +54,7 @@ def fleet(broker_url: str, tmp_path: Path) -> Fleet:
 
 
 def test_pause_resume_and_cancel_take_effect_with_the_next_batch(fleet: Fleet) -> None:
-    photos = make_photos(fleet.folder / "photos", 200)
+    photos = make_photos(fleet.folder / "photos", 400)
     with fleet.worker(QSIT_BATCH_TOKENS="8192"):
         fleet.qsit("submit", str(photos), "--name", "long")
         until(lambda: fleet.status("long")["scored"] > 0)
@@ -63,7 +63,7 @@ def test_pause_resume_and_cancel_take_effect_with_the_next_batch(fleet: Fleet) -
         until(lambda: fleet.status("long")["running"] == 0)
         paused = fleet.status("long")
         assert paused["state"] == "paused"
-        assert 0 < paused["scored"] < 100
+        assert 0 < paused["scored"] < 400
         assert "paused" in paused["obstacles"][0]
 
         fleet.qsit("resume", "long")
@@ -73,8 +73,8 @@ def test_pause_resume_and_cancel_take_effect_with_the_next_batch(fleet: Fleet) -
         until(lambda: fleet.status("long")["running"] == 0)
         cancelled = fleet.status("long")
         assert cancelled["state"] == "cancelled"
-        assert cancelled["scored"] < 200
-        assert cancelled["scored"] + cancelled["cancelled"] == 200
+        assert cancelled["scored"] < 400
+        assert cancelled["scored"] + cancelled["cancelled"] == 400
         assert "cancelled" in fleet.qsit("wait", "long", check=1)
 
         # the workers are free for the next job, which has the rest

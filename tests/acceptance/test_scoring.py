@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from models import db
 from models.tables import ItemRow, ScoreRow
+from tests.support.gate import held
 from tests.support.paths import EXAMPLES
 from tests.support.programs import BIN, QSIT, environment, family, kill, make_photos, named, run, started, until
 from tests.support.records import HOSTILE
@@ -126,7 +127,12 @@ def test_two_at_once_on_one_database_both_finish(sqlite_url: str, tmp_path: Path
 def test_after_sigkill_of_everything_the_same_command_continues(sqlite_url: str, tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "photos", 200)
     command = (QSIT, "score", str(folder), "--model", "demo")
-    with started(*command, database_url=sqlite_url, log=tmp_path / "log", QSIT_BATCH_TOKENS="100") as process:
+    log = tmp_path / "log"
+    run("db", "upgrade", database_url=sqlite_url)
+    with (
+        held(sqlite_url, "scores", image_id=200),
+        started(*command, database_url=sqlite_url, log=log, QSIT_BATCH_TOKENS="100") as process,
+    ):
         until(lambda: scores_in(sqlite_url) > 5)
         kill(family(sqlite_url))
         process.wait(30)
@@ -160,9 +166,12 @@ def test_an_interrupted_run_ends_its_processes_and_says_how_to_continue(
 ) -> None:
     folder = make_photos(tmp_path / "photos", 200)
     log = tmp_path / "log"
-    with started(
-        QSIT, "score", str(folder), "--model", "demo", database_url=sqlite_url, log=log, QSIT_BATCH_TOKENS="100"
-    ) as process:
+    command = (QSIT, "score", str(folder), "--model", "demo")
+    run("db", "upgrade", database_url=sqlite_url)
+    with (
+        held(sqlite_url, "scores", image_id=200),
+        started(*command, database_url=sqlite_url, log=log, QSIT_BATCH_TOKENS="100") as process,
+    ):
         until(lambda: scores_in(sqlite_url) > 0)
         process.send_signal(getattr(signal, name))
         assert process.wait(60) == status
@@ -178,11 +187,12 @@ def test_an_interrupted_run_ends_its_processes_and_says_how_to_continue(
 def test_a_worker_or_broker_that_is_killed_is_started_again(sqlite_url: str, tmp_path: Path, victim: str) -> None:
     folder = make_photos(tmp_path / "photos", 200)
     log = tmp_path / "log"
-    with started(
-        QSIT, "score", str(folder), "--model", "demo", database_url=sqlite_url, log=log, QSIT_BATCH_TOKENS="100"
-    ) as process:
-        until(lambda: scores_in(sqlite_url) > 0)
-        kill(named(sqlite_url, victim))
+    command = (QSIT, "score", str(folder), "--model", "demo")
+    run("db", "upgrade", database_url=sqlite_url)
+    with started(*command, database_url=sqlite_url, log=log, QSIT_BATCH_TOKENS="100") as process:
+        with held(sqlite_url, "scores", image_id=200):
+            until(lambda: scores_in(sqlite_url) > 0)
+            kill(named(sqlite_url, victim))
         assert process.wait(180) == 0
 
     words = log.read_text()
@@ -196,7 +206,12 @@ def test_a_worker_or_broker_that_is_killed_is_started_again(sqlite_url: str, tmp
 @pytest.mark.parametrize("victim", ["-m worker", "valkey-server"])
 def test_repeated_deaths_without_progress_end_the_run_in_one_line(sqlite_url: str, tmp_path: Path, victim: str) -> None:
     log = tmp_path / "log"
-    with started(QSIT, "score", str(EXAMPLES), "--model", "demo", database_url=sqlite_url, log=log) as process:
+    command = (QSIT, "score", str(EXAMPLES), "--model", "demo")
+    run("db", "upgrade", database_url=sqlite_url)
+    with (
+        held(sqlite_url, "scores"),
+        started(*command, database_url=sqlite_url, log=log) as process,
+    ):
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 kill(one for one in named(sqlite_url, victim) if time.time() - one.create_time() > 2)  # it has begun

@@ -1,7 +1,6 @@
 """What `qsit score` and `qsit submit` say at their end."""
 
 import os
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +79,8 @@ def test_a_listing_names_five_entries_that_it_could_not_list_and_counts_the_othe
 
 
 def test_a_listing_counts_the_files_that_it_skipped() -> None:
-    listing = Listing(ignored=Counter({".txt": 3, ".mov": 2}))
+    listing = Listing()
+    listing.ignored.update({".txt": 3, ".mov": 2})
 
     [line] = summary.listing_notes(JOB, listing, listed=True)
 

@@ -1,4 +1,4 @@
-"""Starting the real programs, and finding what they leave behind."""
+"""Start the real programs, and find the processes that they leave behind."""
 
 import contextlib
 import os
@@ -20,13 +20,15 @@ from tests.support.paths import GOLDEN
 BIN = Path(sys.executable).parent
 QSIT = str(BIN / "qsit")
 SLOW_MODEL = str(GOLDEN / "checkpoint")
-"""Its photos have eight times the tokens that the demo's have, so that a job is not over before it is disturbed."""
+"""It turns a photo into eight times as many tokens as the demo model."""
 
 
-def run(
-    *arguments: str, database_url: str, check: int | None = 0, **variables: str
-) -> "subprocess.CompletedProcess[str]":
-    """Run `qsit`, and expect an exit status."""
+def run(*arguments: str, database_url: str, check: object = 0, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """
+    Run `qsit` with environment variables and expect an exit status, or any if `check` is None.
+
+    `check` is typed as an object because mypy expects each keyword to fit `**variables`.
+    """
     done = subprocess.run(
         [QSIT, *arguments], env=environment(database_url, variables), capture_output=True, text=True, timeout=300
     )
@@ -38,9 +40,9 @@ def run(
 
 @contextlib.contextmanager
 def started(
-    *command: str, database_url: str, log: Path, cwd: Path | None = None, **variables: str
+    *command: str, database_url: str, log: Path, cwd: str | Path | None = None, **variables: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program that runs meanwhile; killed with all its processes at the end."""
+    """Run a program with environment variables meanwhile. At the end, kill it with all its processes."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -48,7 +50,7 @@ def started(
             stdout=output,
             stderr=output,
             cwd=cwd,
-            preexec_fn=_heed_signals,
+            preexec_fn=_accept_signals,
         )
     try:
         yield process
@@ -57,14 +59,14 @@ def started(
         process.wait()
 
 
-def _heed_signals() -> None:
-    """Also where the tests themselves run under nohup or in the background of a shell."""
+def _accept_signals() -> None:
+    """Undo that a program ignores signals because the tests run under nohup or in the background of a shell."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def environment(database_url: str, variables: dict[str, str]) -> dict[str, str]:
-    """What a program is started with: no settings of the user's."""
+    """Return the environment for a program, without the user's settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("QSIT_")}
     scratch = _scratch(database_url)
     scratch.mkdir(exist_ok=True)
@@ -72,12 +74,12 @@ def environment(database_url: str, variables: dict[str, str]) -> dict[str, str]:
 
 
 def _scratch(database_url: str) -> Path:
-    """A folder for sockets, which want a short path; by its name the servers in it are told."""
+    """Return a folder with a short path, for sockets. Its name identifies the servers of a database's processes."""
     return Path(tempfile.gettempdir()) / f"qsit-test-{zlib.crc32(database_url.encode()):08x}"
 
 
 def family(database_url: str) -> list[psutil.Process]:
-    """Every living process that was started for a database, children included."""
+    """Return every living process that was started for a database, children included."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -90,14 +92,14 @@ def family(database_url: str) -> list[psutil.Process]:
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to each that still lives."""
+    """Send SIGKILL to each process that still lives."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def named(database_url: str, words: str) -> list[psutil.Process]:
-    """Those of the family whose command line has these words."""
+    """Return the living processes of a database whose command line has these words."""
     found = []
     for process in family(database_url):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -107,15 +109,15 @@ def named(database_url: str, words: str) -> list[psutil.Process]:
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    """Wait for something that will come true."""
+    """Wait until a condition is true. The timeout only ends a test that would hang."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
 def make_photos(folder: Path, count: int) -> Path:
-    """A folder of small photos, each of its own."""
+    """Fill a folder with small photos that all differ."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
     for index in range(count):

@@ -1,6 +1,7 @@
 """Scores in the ledger, for tests that compare or show them."""
 
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -10,7 +11,7 @@ from qsit import process_id
 from tests.support.ledger import SPEC, Photo, good, listed
 
 
-def record_scores(engine: Engine, scores: dict[str, float], version: str = "1", **spec: str) -> int:
+def record_scores(engine: Engine, scores: dict[str, float], version: str = "1", **spec: Any) -> int:
     """Give each URI its score, by a job of its own. Return the job."""
     wanted = replace(SPEC, key=str(scores), **spec)
     job = listed(engine, [Photo(uri, version) for uri in scores], wanted)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from migrations.upgrade import upgrade
 from qsit.errors import CheckpointError, UsageError
-from worker import devices, lifecycle
+from worker import devices, lifecycle, parent_watch, process
 from worker.app import app
 
 
@@ -40,10 +41,10 @@ def test_every_gpu_gets_a_process_and_is_counted_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(devices, "_count_gpus", lambda: 2)  # one has failed since
     started: list[str] = []
     monkeypatch.setattr(lifecycle, "current_process", lambda: SimpleNamespace(index=2))
-    monkeypatch.setattr(lifecycle.parent_watch, "end_with_parent", lambda: None)
-    monkeypatch.setattr(lifecycle.process, "start_process", lambda app, settings, device: started.append(device))
-    monkeypatch.setattr(lifecycle.process, "current_process", lambda: SimpleNamespace(stopping=None))
-    monkeypatch.setattr(lifecycle.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(parent_watch, "end_with_parent", lambda: None)
+    monkeypatch.setattr(process, "start_process", lambda app, settings, device: started.append(device))
+    monkeypatch.setattr(process, "current_process", lambda: SimpleNamespace(stopping=None))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     lifecycle.begin_process()
 
     assert started == ["cuda:2"]
