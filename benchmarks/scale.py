@@ -43,8 +43,8 @@ from models.queries.failures import count_failures, list_failures
 from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
+from producer.listing.lister import BATCH
 from producer.private_run import broker_program
-from producer.submit import BATCH
 from worker import dispatch
 from worker.app import configuration
 

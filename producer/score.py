@@ -17,10 +17,11 @@ from models.queries.results import find_results
 from producer import summary
 from producer.exit_codes import ExitCode, exit_status
 from producer.interrupts import Interrupted
+from producer.listing.lister import Lister
 from producer.monitor import JobMonitor, Show, display
 from producer.notices import NoticePrinter
 from producer.private_run import PrivateRun, start_private_run
-from producer.submit import Lister, Request, opened
+from producer.submit import Request, opened
 from qsit import process_id
 from qsit.errors import BrokerUnavailable, DatabaseUnavailable, SchemaMismatch
 from qsit.settings import Settings
