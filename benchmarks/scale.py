@@ -43,7 +43,7 @@ from models.queries.failures import count_failures, list_failures
 from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
 from models.queries.results import find_results
-from producer.lister import BATCH
+from producer.listing.lister import BATCH
 from producer.private_run import broker_program
 from worker import dispatch
 from worker.app import configuration

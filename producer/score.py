@@ -16,7 +16,7 @@ from models.queries.progress import Progress, count_answers, job_progress
 from models.queries.results import find_results
 from producer import summary
 from producer.exit_codes import ExitCode, Interrupted, exit_status
-from producer.lister import Lister
+from producer.listing.lister import Lister
 from producer.monitor import JobMonitor, Show, display
 from producer.notices import NoticePrinter
 from producer.private_run import PrivateRun, start_private_run

@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 from models.ledger import jobs
 from models.ledger.jobs import JobSpec
 from models.retry import OnOutage
-from producer.file_lists import ListFile, opened_list
-from producer.lister import Lister
+from producer.listing.file_lists import ListFile, opened_list
+from producer.listing.lister import Lister
 from qsit import checkpoints
 from qsit.errors import UsageError
 from qsit.questions import Question
@@ -81,7 +81,7 @@ def opened(
             questions=request.questions,
             ask_below=request.ask_below,
         )
-        yield Lister(engine, jobs.open_job(engine, spec), request.sources, listing, list_file, on_outage)
+        yield Lister(engine, jobs.open_job(engine, spec), request.sources, list_file, listing, on_outage)
 
 
 def _make_key(request: Request, model: str, list_file: ListFile | None) -> str:

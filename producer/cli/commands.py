@@ -48,7 +48,7 @@ def score(scale: str, **arguments: Any) -> int:
     from producer.score import score as run_score
 
     chosen = settings.load()
-    request = options.parse_request(chosen.model, chosen.revision, **arguments)
+    request = options.parse_request(chosen, **arguments)
     return run_score(chosen, request, NoticePrinter().console, scale)
 
 
@@ -64,7 +64,7 @@ def submit(waits: bool, **arguments: Any) -> int:
     from worker.app import app
 
     chosen = settings.load()
-    request = options.parse_request(chosen.model, chosen.revision, **arguments)
+    request = options.parse_request(chosen, **arguments)
     engine = db.open_ledger(chosen.database_url)
     dispatch.check_broker(app)
     printer = NoticePrinter()

@@ -13,6 +13,7 @@ from producer.formatting import SCALES
 from producer.submit import Request
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
+from qsit.settings import Settings
 from qsit.sources.source import parse_source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,26 +100,26 @@ def _request_options() -> tuple[Callable[[F], F], ...]:
 
 
 def parse_request(
-    default_model: str,
-    default_revision: str | None,
+    settings: Settings,
     ask: tuple[str, ...],
     ask_file: str | None,
     max_new_tokens: int | None,
     **options: Any,
 ) -> Request:
     """
-    Return what those arguments ask for. The default revision belongs to the default model.
+    Return what those arguments ask for. The settings have the default model and its revision.
 
     Raises:
         UsageError: when a question cannot be asked, or an option needs a question and there is none.
+        SourceError: when a source is neither a path nor a file:/// or s3:// URI.
     """
     questions = question_files.parse_questions(ask, ask_file, max_new_tokens)
     for name, value in (("--ask-below", options["ask_below"]), ("--max-new-tokens", max_new_tokens)):
         if value is not None and not questions:
             raise UsageError(f"{name} needs a question: use --ask or --ask-file")
-    options["model"] = options["model"] or default_model
-    if options["revision"] is None and options["model"] == default_model:
-        options["revision"] = default_revision
+    options["model"] = options["model"] or settings.model
+    if options["revision"] is None:
+        options["revision"] = settings.revision_for(options["model"])
     options["sources"] = tuple(map(parse_source, options["sources"]))
     return Request(questions=questions, **options)
 

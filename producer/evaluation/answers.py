@@ -9,16 +9,16 @@ from rich.console import Console
 
 from producer.evaluation import ask
 from producer.evaluation.llvisionqa import Item, Tally, read_items
-from producer.evaluation.matching import find_path
 from producer.evaluation.published import LLVISIONQA
 from producer.evaluation.report import Report
 from producer.evaluation.skipped import Skipped, SkipReason
 from producer.formatting import DEMO_NOTE, count
 from producer.monitor import display
 from qsit import checkpoints
-from qsit.errors import ImageError, UsageError
+from qsit.errors import ImageError, SourceError, UsageError
 from qsit.settings import Settings
-from qsit.sources.uris import S3_SCHEME
+from qsit.sources.local_source import LocalSource
+from qsit.sources.source import parse_below, parse_source
 from qsit.states import Reason
 
 SKIP_REASONS = (
@@ -60,21 +60,21 @@ def evaluate_answers(
     Raises:
         QsitError: when there are no questions, no such model or device, or torch is not installed.
     """
-    if images is not None and images.startswith(S3_SCHEME):
+    folder = parse_source(images or os.path.dirname(os.path.abspath(os.path.expanduser(file))))
+    if not isinstance(folder, LocalSource):
         raise UsageError("--images must be a folder for --llvisionqa")
     skipped = Skipped(SKIP_REASONS, "question")
     tally = Tally()
-    folder = images or os.path.dirname(os.path.abspath(os.path.expanduser(file)))
     items: list[tuple[Item, str]] = []
     for item in read_items(file, skipped)[:limit]:
-        path = find_path(item.image, folder)
-        if os.path.isfile(path):
+        path = _find_photo(item.image, folder)
+        if path is not None:
             items.append((item, path))
         else:
             skipped.add(SkipReason.MISSING, item.image)
     name = checkpoints.full_name(model or settings.model)
-    if revision is None and model in (None, settings.model):
-        revision = settings.revision
+    if revision is None:
+        revision = settings.revision_for(model)
     if items:
         revision = checkpoints.resolve(name, revision)
         _ask(settings, console, name, revision, device, items, tally, skipped, as_stored=as_stored)
@@ -91,6 +91,15 @@ def evaluate_answers(
     }
     notes = [*skipped.lines(), *_write_notes(tally, name)]
     return Report(list(_make_table(tally, name, revision)), record, notes, bool(tally.asked))
+
+
+def _find_photo(name: str, folder: LocalSource) -> str | None:
+    """Return the path of the photo of a question, or None when there is no such file."""
+    try:
+        source = parse_below(name, folder)
+    except SourceError:
+        return None
+    return source.name if isinstance(source, LocalSource) and os.path.isfile(source.path) else None
 
 
 def _ask(

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from models.db import sanitize_text
 from models.queries import scorers
 from models.queries.scorers import ScorerInUse
 from producer.evaluation.labels import Label
 from producer.evaluation.skipped import SkipReason
-from qsit.sources.uris import S3_SCHEME, local_path, path_of, uri_of
+from qsit.errors import SourceError
+from qsit.sources.source import Source, parse_below
+from qsit.sources.uris import is_local, path_of
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,17 @@ class Matches:
         return [pair.opinion for pair in self.pairs]
 
 
-def find_uris(path: str, images: str) -> tuple[str, ...]:
+def find_uris(path: str, images: Source) -> tuple[str, ...]:
     """
     Return the URIs that a photo can be scored under: as named, and with links resolved. Empty for a name that no photo
     can have.
 
-    path: an absolute path, a file:// or s3:// URI, or a path below `images`, a folder or an s3:// URI.
+    path: an absolute path, a file:// or s3:// URI, or a path below `images`, a folder in the file system or S3.
     """
-    if not path.startswith((S3_SCHEME, "file:///", "/")) and images.startswith(S3_SCHEME):
-        path = f"{images.rstrip('/')}/{path}"
-    if path.startswith(S3_SCHEME):
-        uris = [path]
-    else:
-        try:
-            file = find_path(path, images)
-            uris = [uri_of(file), uri_of(os.path.realpath(file))]
-        except ValueError:  # a NUL, or a character that no file name has
-            uris = []
-    return tuple(uri for uri in dict.fromkeys(uris) if sanitize_text(uri) == uri)
-
-
-def find_path(path: str, folder: str) -> str:
-    """Return the absolute path of a local photo. `path` is absolute, a file:// URI, or below the folder."""
-    if path.startswith("file:///"):
-        return str(path_of(path))
-    return path if os.path.isabs(path) else os.path.abspath(local_path(folder) / path)
+    try:
+        return parse_below(path, images).uris()
+    except SourceError:
+        return ()
 
 
 def match_newest(
@@ -106,4 +93,4 @@ def match(engine: Engine, scorer: ScorerInUse, labels: Sequence[Label], uris: Ma
 
 def _may_exist(uris: Sequence[str]) -> bool:
     """Return whether a photo exists. Only a worker can tell that for S3."""
-    return any(uri.startswith(S3_SCHEME) or os.path.isfile(path_of(uri)) for uri in uris)
+    return any(not is_local(uri) or os.path.isfile(path_of(uri)) for uri in uris)

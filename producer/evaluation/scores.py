@@ -21,6 +21,7 @@ from qsit import checkpoints
 from qsit.errors import QsitError
 from qsit.rating import AS_STORED
 from qsit.settings import Settings
+from qsit.sources.source import parse_source
 
 CLEARLY_NEGATIVE = -0.3
 SKIP_REASONS = (
@@ -57,7 +58,7 @@ def evaluate_scores(
     import_stats()  # fails early
     skipped = Skipped(SKIP_REASONS, "row")
     labels = read_labels(file, Columns(path_column, score_column), skipped)
-    folder = images or os.path.dirname(os.path.abspath(os.path.expanduser(file)))
+    folder = parse_source(images or os.path.dirname(os.path.abspath(os.path.expanduser(file))))
     engine = db.open_ledger(settings.database_url)
     candidates = _find_scorers(engine, model, revision, job, as_stored=as_stored)
     matches = match_newest(engine, candidates, labels, {label.path: find_uris(label.path, folder) for label in labels})

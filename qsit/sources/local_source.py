@@ -24,6 +24,10 @@ class LocalSource:
         """The absolute path."""
         return str(self.path)
 
+    def uris(self) -> tuple[str, ...]:
+        """Return the URIs that the file can have: as named, and with links resolved."""
+        return uri_of(self.path), uri_of(os.path.realpath(self.path))
+
     def roots(self) -> set[str]:
         """Return what a worker must be allowed to read; for a file also the folder that a link leads to."""
         if os.path.isdir(self.path):

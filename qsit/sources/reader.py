@@ -11,7 +11,7 @@ from qsit.sources.s3_client import S3Client
 from qsit.sources.s3_reader import S3Reader
 from qsit.sources.s3_source import S3Source
 from qsit.sources.source import parse_source
-from qsit.sources.uris import FILE_SCHEME, S3_SCHEME
+from qsit.sources.uris import S3_SCHEME, is_local
 
 
 class Reader:
@@ -45,6 +45,6 @@ class Reader:
         """
         if uri.startswith(S3_SCHEME):
             return self._s3.opened(uri, version)
-        if uri.startswith(FILE_SCHEME):
+        if is_local(uri):
             return self._local.opened(uri, version)
         raise WorkerFault(f"this worker reads no {uri.split(':', 1)[0]} URIs")

@@ -25,6 +25,10 @@ class S3Source:
         """The s3:// URI."""
         return s3_uri(self.bucket, self.key)
 
+    def uris(self) -> tuple[str, ...]:
+        """Return the URI of the object."""
+        return (self.name,)
+
     def roots(self) -> set[str]:
         """Return what a worker must be allowed to read."""
         return {s3_uri(self.bucket) if self.key.endswith("*") else self.name}

@@ -17,6 +17,18 @@ def parse_source(text: str) -> Source:
     return S3Source(*split_s3_uri(text)) if text.startswith(S3_SCHEME) else LocalSource(local_path(text))
 
 
+def parse_below(text: str, folder: Source) -> Source:
+    """
+    Parse a path or URI. A relative path is below the folder.
+
+    Raises:
+        SourceError: when it is neither.
+    """
+    if text.startswith("/") or "://" in text:
+        return parse_source(text)
+    return parse_source(f"{folder.name.rstrip('/')}/{text}")
+
+
 def parse_uri_pattern(text: str) -> str:
     """
     Parse what `--under` takes into a pattern for URIs: a photo or folder, with all below it. A `*` at the end stands

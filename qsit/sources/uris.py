@@ -21,6 +21,10 @@ def local_path(source: str) -> Path:
     """
     if "\0" in source:
         raise SourceError(f"cannot read {source!r}: the name contains a NUL byte")
+    try:
+        os.fsencode(source)
+    except UnicodeEncodeError as error:
+        raise SourceError(f"cannot read {source!r}: the name contains invalid UTF-8") from error
     if source.startswith(f"{FILE_SCHEME}/"):
         return _absolute(path_name(source))
     if "://" in source:
@@ -48,9 +52,14 @@ def path_name(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME)))
 
 
+def is_local(uri: str) -> bool:
+    """Return whether the URI of a photo is a file:// URI."""
+    return uri.startswith(FILE_SCHEME)
+
+
 def path_or_uri(uri: str) -> str:
     """Return the path of a local URI, and any other URI unchanged."""
-    return str(path_of(uri)) if uri.startswith(FILE_SCHEME) else uri
+    return str(path_of(uri)) if is_local(uri) else uri
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:

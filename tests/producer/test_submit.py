@@ -15,6 +15,8 @@ from models import db
 from models.queries.progress import Progress, job_progress
 from models.tables import ImageRow, JobRow
 from producer import question_files, submit
+from producer.listing import lease
+from producer.listing import lister as lister_module
 from producer.submit import Request, opened
 from qsit.errors import DatabaseUnavailable, LeaseLost, SourceError, UsageError
 from qsit.questions import BUILTIN_QUESTIONS, Question
@@ -136,7 +138,7 @@ def test_a_request_without_sources_or_photos_is_refused(engine: Engine, tmp_path
 def test_the_same_request_continues_an_interrupted_listing(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.lister.BATCH", 2)
+    monkeypatch.setattr("producer.listing.lister.BATCH", 2)
     request = request_for(make_photos(tmp_path / "photos", 7))
 
     def interrupt(_: int) -> None:
@@ -167,7 +169,7 @@ class SlowSource(LocalSource):
 
 
 def test_photos_are_queued_while_their_source_is_slow(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.lister.FLUSH_S", 0.01)
+    monkeypatch.setattr(lister_module, "FLUSH_S", 0.01)
     is_queued = threading.Event()
 
     def wait_for_the_queue() -> None:
@@ -187,8 +189,8 @@ def lister_until(engine: Engine) -> float:
 
 
 def test_a_lister_keeps_its_lease_while_its_source_is_slow(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.lister.RENEW_S", 0.01)
-    monkeypatch.setattr("producer.lister.FLUSH_S", 3600.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    monkeypatch.setattr(lister_module, "FLUSH_S", 3600.0)
 
     def wait_for_renewal() -> None:
         began = lister_until(engine)
@@ -198,8 +200,8 @@ def test_a_lister_keeps_its_lease_while_its_source_is_slow(engine: Engine, monke
 
 
 def test_a_lister_that_lost_its_lease_does_not_end_the_listing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.lister.RENEW_S", 0.01)
-    monkeypatch.setattr("producer.lister.FLUSH_S", 0.01)
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    monkeypatch.setattr(lister_module, "FLUSH_S", 0.01)
     is_queued = threading.Event()
 
     def lose_lease() -> None:

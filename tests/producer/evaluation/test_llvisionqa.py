@@ -161,7 +161,7 @@ def test_people_read_a_table_and_what_was_skipped(tmp_path: Path, capfd: pytest.
     [
         ([], [], 1, "no question could be asked"),
         ([ENTRY | {"img_path": "gone.jpg"}], [], 1, "1 question skipped (photo not found): gone.jpg"),
-        ([ENTRY], ["--images", "s3://b"], 2, "must be a folder"),
+        ([ENTRY], ["--images", "s3://bucket"], 2, "must be a folder"),
         ([ENTRY], ["--images", str(EXAMPLES), "--device", "cuda:7"], 2, "--device cuda:7: found"),
         ([ENTRY], ["--images", str(EXAMPLES), "--revision", "other"], 1, "leave --revision out"),
         ([ENTRY], ["--images", str(EXAMPLES), "--model", "/no/model"], 1, "there is no model folder /no/model"),

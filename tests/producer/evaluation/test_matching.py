@@ -10,6 +10,7 @@ from models.queries import scorers
 from producer.evaluation.labels import Label
 from producer.evaluation.matching import Matches, Pair, find_uris, match, match_newest
 from producer.evaluation.skipped import SkipReason
+from qsit.sources.source import parse_source
 from qsit.sources.uris import uri_of
 from tests.support.scored import record_scores
 
@@ -19,7 +20,8 @@ REPEATED, CONTRADICTORY = SkipReason.REPEATED, SkipReason.CONTRADICTORY
 
 def match_all(engine: Engine, labels: list[Label], images: Path | str) -> Matches:
     (scorer,) = scorers.in_use(engine)
-    return match(engine, scorer, labels, {label.path: find_uris(label.path, str(images)) for label in labels})
+    folder = parse_source(str(images))
+    return match(engine, scorer, labels, {label.path: find_uris(label.path, folder) for label in labels})
 
 
 def touch(path: Path) -> str:
@@ -65,13 +67,16 @@ def test_the_file_name_alone_is_not_a_match(engine: Engine, tmp_path: Path) -> N
 
 
 def test_objects_in_s3(engine: Engine) -> None:
-    record_scores(engine, {"s3://b/koniq/a b.jpg": 0.25, "s3://b/koniq/c%20.jpg": 0.5, "s3://b/other/a b.jpg": 0.75})
-    labels = [Label("s3://b/koniq/a b.jpg", 1.0), Label("c%20.jpg", 2.0), Label("s3://b/none.jpg", 3.0)]
+    record_scores(
+        engine,
+        {"s3://bucket/koniq/a b.jpg": 0.25, "s3://bucket/koniq/c%20.jpg": 0.5, "s3://bucket/other/a b.jpg": 0.75},
+    )
+    labels = [Label("s3://bucket/koniq/a b.jpg", 1.0), Label("c%20.jpg", 2.0), Label("s3://bucket/none.jpg", 3.0)]
 
-    found = match_all(engine, [*labels, Label("s3://b/\0.jpg", 1.0)], "s3://b/koniq/")
+    found = match_all(engine, [*labels, Label("s3://bucket/\0.jpg", 1.0)], "s3://bucket/koniq/")
 
-    assert found.pairs == [Pair("s3://b/koniq/a b.jpg", 0.25, 1.0), Pair("s3://b/koniq/c%20.jpg", 0.5, 2.0)]
-    assert found.skipped == [(NOT_SCORED, "s3://b/none.jpg"), (MISSING, "s3://b/\0.jpg")]
+    assert found.pairs == [Pair("s3://bucket/koniq/a b.jpg", 0.25, 1.0), Pair("s3://bucket/koniq/c%20.jpg", 0.5, 2.0)]
+    assert found.skipped == [(NOT_SCORED, "s3://bucket/none.jpg"), (MISSING, "s3://bucket/\0.jpg")]
 
 
 @pytest.mark.parametrize("images", ["link", "folder"])
@@ -101,7 +106,7 @@ def test_impossible_names_are_skipped(engine: Engine) -> None:
     record_scores(engine, {"file:///p/a.jpg": 0.1})
     odd = ["\udcff.jpg", "\ud800.jpg", "a\0.jpg", "..", "/", "http://host/b.jpg", "gs://x/b.jpg", "x" * 5000, "s3://"]
 
-    for images in ("/p", "s3://b/p", "/no/such"):
+    for images in ("/p", "s3://bucket/p", "/no/such"):
         found = match_all(engine, [Label(path, 1.0) for path in odd], images)
         assert found.pairs == []
         assert [path for _, path in found.skipped] == odd
@@ -143,7 +148,7 @@ def test_the_newest_scorer_of_the_labelled_photos_is_used(engine: Engine) -> Non
     candidates = scorers.in_use(engine)
 
     def model_for(path: str) -> str:
-        uris = {path: find_uris(path, os.getcwd())}
+        uris = {path: find_uris(path, parse_source(os.getcwd()))}
         return match_newest(engine, candidates, [Label(path, 1.0)], uris).scorer.model
 
     assert model_for("/dataset/a.jpg") == "old"

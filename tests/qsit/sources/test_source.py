@@ -8,7 +8,7 @@ import pytest
 from qsit.errors import SourceError
 from qsit.sources.local_source import LocalSource
 from qsit.sources.s3_source import S3Source
-from qsit.sources.source import Source, parse_source, parse_uri_pattern
+from qsit.sources.source import Source, parse_below, parse_source, parse_uri_pattern
 from qsit.sources.uris import uri_of
 
 
@@ -35,7 +35,7 @@ def test_a_source_has_an_absolute_name(text: str, source: Source, name: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        *("gs://bucket/photos", "http://example.org/a.jpg", "/photos/a\0b.jpg", "s3://photos/a\0b.jpg"),
+        *("gs://bucket/photos", "http://example.org/a.jpg", "/photos/a\0b.jpg", "/\ud800", "s3://photos/a\0b.jpg"),
         *("s3://", "s3:///key", "s3://b", "s3://bucket name/x", "s3://bucket/\udcff.jpg"),
     ],
 )
@@ -66,3 +66,19 @@ def test_patterns_of_whole_trees() -> None:
     assert parse_uri_pattern("s3://bucket") == "s3://bucket"
     assert parse_uri_pattern("s3://bucket/2024") == "s3://bucket/2024"
     assert parse_uri_pattern("s3://bucket/2024*") == "s3://bucket/2024*"
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "name"),
+    [
+        ("a/b.jpg", "/photos", "/photos/a/b.jpg"),
+        ("../~b.jpg", "/photos", "/~b.jpg"),
+        ("b.jpg", "/", "/b.jpg"),
+        ("a b.jpg", "s3://bucket/photos/", "s3://bucket/photos/a b.jpg"),
+        ("/other/b.jpg", "s3://bucket", "/other/b.jpg"),
+        ("s3://bucket/b.jpg", "/photos", "s3://bucket/b.jpg"),
+        ("file:///other/b%20.jpg", "/photos", "/other/b .jpg"),
+    ],
+)
+def test_only_a_relative_path_is_below_the_folder(text: str, folder: str, name: str) -> None:
+    assert parse_below(text, parse_source(folder)).name == name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.file_lists import opened_list
+from producer.listing.file_lists import opened_list
 from qsit.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from producer.batches import batch_within
+from producer.listing.batches import batch_within
 
 FOREVER_S = 3600.0
 

@@ -1,0 +1,1 @@
+"""Sources listed into the ledger: by one process at a time, in batches, also from lists in files."""
