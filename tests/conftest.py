@@ -17,7 +17,7 @@ from models import db
 from tests.support.servers import postgres_server, valkey
 
 SLOW_FOLDERS = {"acceptance", "chaos"}
-SERVERS = {"postgres", "broker_url"}
+SERVERS = {"postgres", "broker_url", "moto"}
 TEMPLATE = "qsit_template"
 
 

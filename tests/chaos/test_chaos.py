@@ -1,4 +1,4 @@
-"""Photos scored by a fleet whose processes are killed at random moments: none is lost, done twice or falsely failed."""
+"""A fleet scores photos while its processes are killed at random: no photo is lost, done twice or falsely failed."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from tests.support.chaos import Plan, chaos, kills_of_every_kind, twice, watch_f
 log = logging.getLogger("chaos")
 
 LONG = int(os.environ.get("CHAOS_KILLS", "0"))
-"""Set by `make chaos`; without it the short form runs alone."""
+"""Set by `make chaos`. Without it, only the short form runs."""
 
 
 def check(database_url: str, scratch: Path, plan: Plan) -> None:
@@ -31,13 +31,13 @@ def check(database_url: str, scratch: Path, plan: Plan) -> None:
     assert sorted(report.kills.elements()) == sorted(plan.kills)
 
 
-def test_what_is_written_twice_is_noticed(engine: Engine) -> None:
+def test_a_second_write_is_noticed(engine: Engine) -> None:
     watch_for_twice(engine)
-    lane = QueueKey("model", "revision")
-    job = open_job(engine, JobSpec("key", None, lane.model, lane.revision, "procedure"))
+    queue = QueueKey("model", "revision")
+    job = open_job(engine, JobSpec("key", None, queue.model, queue.revision, "procedure"))
     begin_listing(engine, job.id)
     add_images(engine, job.id, [ListedPhoto("file:///photo", "1")])
-    claimed = claim(engine, 1, lane, "host:1:1", 60)
+    claimed = claim(engine, 1, queue, "host:1:1", 60)
     assert claimed is not None
     scored = Scored(claimed.items[0].image_id, 0.5, (0.0,) * 5, "float32")
     record(engine, claimed, [scored], 60)
