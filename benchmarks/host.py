@@ -178,10 +178,7 @@ def run_in_turns(children: dict[str, ProcessPoolExecutor], data: bytes, rounds: 
         for kind, child in children.items():
             found[kind].append(child.submit(_measure, data, 1, count).result())
     return {
-        kind: {
-            **min(figures, key=lambda one: one["cpu"]),
-            "median": statistics.median(one["cpu"] for one in figures),
-        }
+        kind: {**min(figures, key=lambda one: one["cpu"]), "median": statistics.median(one["cpu"] for one in figures)}
         for kind, figures in found.items()
     }
 
@@ -194,10 +191,7 @@ def run_with_threads(child: ProcessPoolExecutor, data: bytes, rounds: int, most:
         for threads, figures in found.items():
             figures.append(child.submit(_measure, data, threads, count).result())
     return {
-        threads: {
-            "photos_per_s": 1000 / min(one["wall"] for one in figures),
-            "cpu": min(one["cpu"] for one in figures),
-        }
+        threads: {"photos_per_s": 1000 / min(one["wall"] for one in figures), "cpu": min(one["cpu"] for one in figures)}
         for threads, figures in found.items()
     }
 

@@ -7,23 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    event,
-    func,
-    inspect,
-    select,
-    text,
-)
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    NoSuchModuleError,
-    OperationalError,
-)
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from qsit.errors import DatabaseError, DatabaseUnavailable, SchemaMismatch, one_line
@@ -162,11 +148,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that writes, and commit it at the end of the block. Raises DatabaseError as `reading` does."""
-    with (
-        _translated(engine),
-        engine.connect().execution_options(qsit_writes=True) as connection,
-        connection.begin(),
-    ):
+    with _translated(engine), engine.connect().execution_options(qsit_writes=True) as connection, connection.begin():
         yield connection
 
 

@@ -71,11 +71,7 @@ class ImageRow(Base):
     __table_args__ = (
         UniqueConstraint("uri", "version"),
         Index(
-            "ix_images_uri_current",
-            "uri",
-            unique=True,
-            postgresql_where=text("current"),
-            sqlite_where=text("current"),
+            "ix_images_uri_current", "uri", unique=True, postgresql_where=text("current"), sqlite_where=text("current")
         ),
     )
 
@@ -261,10 +257,7 @@ class AnswerRow(Base):
     job_id: Mapped[int] = mapped_column(RowId)  # the job that asked
     answered_at: Mapped[datetime] = mapped_column(Utc)
 
-    __table_args__ = (
-        Index(None, "job_id", "question_id", "image_id"),
-        {"sqlite_with_rowid": False},
-    )
+    __table_args__ = (Index(None, "job_id", "question_id", "image_id"), {"sqlite_with_rowid": False})
 
 
 class WorkerRow(Base):

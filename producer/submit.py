@@ -43,12 +43,7 @@ class Request:
 
 @contextmanager
 def opened(
-    engine: Engine,
-    request: Request,
-    on_outage: OnOutage,
-    *,
-    private: bool = False,
-    endpoint_url: str | None = None,
+    engine: Engine, request: Request, on_outage: OnOutage, *, private: bool = False, endpoint_url: str | None = None
 ) -> Iterator[Lister]:
     """
     Open the job of a request: a new one, or the unfinished one of the same command.

@@ -93,18 +93,7 @@ def cast(image: Image.Image, severity: float, rng: np.random.Generator, _scale: 
 
 DISTORTIONS: dict[str, Distortion] = {
     each.__name__: each
-    for each in (
-        blur,
-        motion,
-        noise,
-        jpeg,
-        webp,
-        rescaling,
-        underexposure,
-        overexposure,
-        contrast,
-        cast,
-    )
+    for each in (blur, motion, noise, jpeg, webp, rescaling, underexposure, overexposure, contrast, cast)
 }
 
 

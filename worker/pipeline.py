@@ -153,20 +153,14 @@ class Pipeline:
         return len(in_flight) <= self.look_ahead // 2 and sum(task.bytes for task in in_flight) < LOOK_AHEAD_BYTES
 
     def _start_batch(
-        self,
-        claim: Claim,
-        in_flight: deque[PrepareTask],
-        stopping: Callable[[], bool],
-        running: Running | None = None,
+        self, claim: Claim, in_flight: deque[PrepareTask], stopping: Callable[[], bool], running: Running | None = None
     ) -> Running | None:
         """Have the next batch scored as soon as the device is free, unless the worker is stopping by then."""
         batch, settled = self._next_batch(in_flight, stopping, running)
         if not batch and not settled:
             return None
         images = self.scorer.upload(batch)
-        return self._device.submit(
-            lambda: settled if stopping() else settled + self.scorer.score(batch, images, claim),
-        )
+        return self._device.submit(lambda: settled if stopping() else settled + self.scorer.score(batch, images, claim))
 
     def _next_batch(
         self, in_flight: deque[PrepareTask], stopping: Callable[[], bool], running: Running | None

@@ -21,11 +21,7 @@ class Model(Protocol):
     def score(self, images: Sequence[Prepared]) -> list[Score]: ...
 
     def look(
-        self,
-        images: Sequence[Prepared],
-        questions: Sequence[Question],
-        *,
-        asks: Callable[[int, Score], Sequence[int]],
+        self, images: Sequence[Prepared], questions: Sequence[Question], *, asks: Callable[[int, Score], Sequence[int]]
     ) -> list[tuple[Score, list[Answer]]]: ...
 
 

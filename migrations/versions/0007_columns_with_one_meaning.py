@@ -15,11 +15,7 @@ branch_labels = None
 depends_on = None
 
 HELD = sa.text("state IN ('sent', 'leased')")
-RENAMED = (
-    ("items", "risk", "quarantine"),
-    ("items", "losses", "crashes"),
-    ("jobs", "served_at", "last_dispatched_at"),
-)
+RENAMED = (("items", "risk", "quarantine"), ("items", "losses", "crashes"), ("jobs", "served_at", "last_dispatched_at"))
 
 
 def upgrade() -> None:

@@ -100,11 +100,7 @@ def _request_options() -> tuple[Callable[[F], F], ...]:
 
 
 def parse_request(
-    settings: Settings,
-    ask: tuple[str, ...],
-    ask_file: str | None,
-    max_new_tokens: int | None,
-    **options: Any,
+    settings: Settings, ask: tuple[str, ...], ask_file: str | None, max_new_tokens: int | None, **options: Any
 ) -> Request:
     """
     Return what those arguments ask for. The settings have the default model and its revision.

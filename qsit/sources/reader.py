@@ -22,12 +22,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        roots: Sequence[str],
-        *,
-        mounted: bool = False,
-        endpoint_url: str | None = None,
-        connections: int = 1,
+        self, roots: Sequence[str], *, mounted: bool = False, endpoint_url: str | None = None, connections: int = 1
     ) -> None:
         sources = list(map(parse_source, roots))
         folders = [source.path for source in sources if isinstance(source, LocalSource)]

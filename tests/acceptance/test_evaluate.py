@@ -256,11 +256,7 @@ def test_photos_that_qsit_score_has_scored_are_evaluated(tmp_path: Path) -> None
     found = json.loads(programs.run(*arguments, database_url=url).stdout)
 
     assert (found["n"], found["model"]) == (4, "demo")
-    assert {reason: n for reason, n in found["left_out"].items() if n} == {
-        "missing": 1,
-        "not_scored": 1,
-        "repeated": 1,
-    }
+    assert {reason: n for reason, n in found["left_out"].items() if n} == {"missing": 1, "not_scored": 1, "repeated": 1}
     results = programs.run("results", "--format", "jsonl", database_url=url).stdout.splitlines()
     scores = {Path(row["uri"]).name: row["score"] for row in map(json.loads, results)}
     expected = stats.spearmanr([scores[name] for name in names], range(4)).statistic

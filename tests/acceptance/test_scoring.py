@@ -208,10 +208,7 @@ def test_repeated_deaths_without_progress_end_the_run_in_one_line(sqlite_url: st
     log = tmp_path / "log"
     command = (QSIT, "score", str(EXAMPLES), "--model", "demo")
     run("db", "upgrade", database_url=sqlite_url)
-    with (
-        held(sqlite_url, "scores"),
-        started(*command, database_url=sqlite_url, log=log) as process,
-    ):
+    with held(sqlite_url, "scores"), started(*command, database_url=sqlite_url, log=log) as process:
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 kill(one for one in named(sqlite_url, victim) if time.time() - one.create_time() > 2)  # it has begun

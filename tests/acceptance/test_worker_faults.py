@@ -44,11 +44,7 @@ class Stage:
     def worker(self, name: str, **settings: str) -> Iterator["subprocess.Popen[bytes]"]:
         """Start a worker, and wait until it has loaded its model."""
         with started(
-            *NULL_WORKER,
-            database_url=self.url,
-            log=self.log(name),
-            cwd=ROOT,
-            **self.variables | settings,
+            *NULL_WORKER, database_url=self.url, log=self.log(name), cwd=ROOT, **self.variables | settings
         ) as process:
             until(lambda: "loaded on cpu" in self.log(name).read_text())
             yield process

@@ -176,8 +176,7 @@ def test_a_large_number_of_failures_is_queued_page_by_page(engine: Engine, monke
 
 
 @pytest.mark.parametrize(
-    ("act", "words"),
-    [(control.pause, "pause"), (control.resume, "resume"), (control.cancel, "cancel")],
+    ("act", "words"), [(control.pause, "pause"), (control.resume, "resume"), (control.cancel, "cancel")]
 )
 def test_a_finished_job_is_not_steered(engine: Engine, act: object, words: str) -> None:
     job_id, _ = finished_with_failures(engine)

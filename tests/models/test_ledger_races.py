@@ -137,10 +137,7 @@ class Member:
                 return
         found = self.random.sample(photos(20), self.random.randint(4, 12))
         spec = replace(
-            SPEC,
-            key=f"k{self.random.random()}",
-            rescore=self.random.random() < 0.3,
-            priority=self.random.randint(0, 2),
+            SPEC, key=f"k{self.random.random()}", rescore=self.random.random() < 0.3, priority=self.random.randint(0, 2)
         )
         job_id = jobs.open_job(self.engine, spec).id
         if listing.begin_listing(self.engine, job_id):

@@ -25,13 +25,7 @@ def test_the_prompt_is_the_published_one_letter_by_letter() -> None:
         "Excellent, Good, Fair, Poor, and Bad (from high to low). \nHow would you rate the quality of this image?"
     )
     assert ANSWER == "The quality of this image is "
-    assert dict(zip(WORDS, WEIGHTS, strict=True)) == {
-        "Excellent": 1,
-        "Good": 0.75,
-        "Fair": 0.5,
-        "Poor": 0.25,
-        "Bad": 0,
-    }
+    assert dict(zip(WORDS, WEIGHTS, strict=True)) == {"Excellent": 1, "Good": 0.75, "Fair": 0.5, "Poor": 0.25, "Bad": 0}
 
 
 def test_the_two_pixel_policies_are_different_procedures() -> None:

@@ -112,12 +112,7 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def fleet(
-    database_url: str,
-    roots: Path,
-    workers: int,
-    logs: Path,
-    program: Sequence[str] = NULL_WORKER,
-    **settings: str,
+    database_url: str, roots: Path, workers: int, logs: Path, program: Sequence[str] = NULL_WORKER, **settings: str
 ) -> Iterator[Fleet]:
     """Run a fleet whose programs are started again whenever they end. At the end, none of its processes is left."""
     folder = Path(environment(database_url, {})["TMPDIR"]) / "broker"

@@ -144,10 +144,7 @@ def _encode_with_pillow() -> Iterator[tuple[str, bytes]]:
     for name in ("JPEG", "TIFF"):
         yield f"{name} in CMYK", encoded(image.convert("CMYK"), name, icc_profile=icc_profiles.cmyk())
     for name in ("PNG", "WEBP", "GIF"):
-        yield (
-            f"{name} with frames",
-            encoded(image, name, save_all=True, append_images=[image.rotate(180)]),
-        )
+        yield (f"{name} with frames", encoded(image, name, save_all=True, append_images=[image.rotate(180)]))
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         yield f"TIFF by {compression}", encoded(image, "TIFF", compression=compression)
     yield "TIFF in YCbCr", encoded(image.convert("YCbCr"), "TIFF", compression="jpeg")

@@ -285,9 +285,7 @@ def test_a_copy_of_the_checkpoint_scores_the_same(checkpoint: Path, prepared: li
 
 
 def test_a_checkpoint_saved_by_transformers_5_scores_the_same(tmp_path: Path, prepared: list[Prepared]) -> None:
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
     LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
@@ -351,8 +349,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.json"],
+    "name", ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.json"]
 )
 @pytest.mark.parametrize("content", ["{", ""], ids=["broken", "empty"])
 def test_broken_json_is_refused(checkpoint: Path, name: str, content: str) -> None:

@@ -142,13 +142,7 @@ def test_a_file_without_rows_has_no_labels(tmp_path: Path, content: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        b'{"a.jpg": 3}',
-        b"[{",
-        b"[" * 100_000,
-        b'img_path,gt_score\n"a' + b"x" * 200_000 + b'",3\n',
-    ],
+    "content", [b'{"a.jpg": 3}', b"[{", b"[" * 100_000, b'img_path,gt_score\n"a' + b"x" * 200_000 + b'",3\n']
 )
 def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(SourceError, match="cannot read the labels"):

@@ -94,8 +94,7 @@ def test_standard_input_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "null_separated", "words"),
-    [("uri", False, "name one"), (None, True, "name one"), ("a", True, "-0 is")],
+    ("column", "null_separated", "words"), [("uri", False, "name one"), (None, True, "name one"), ("a", True, "-0 is")]
 )
 def test_options_of_a_list_need_a_list(column: str | None, null_separated: bool, words: str) -> None:
     with pytest.raises(UsageError, match=words), opened_list(None, column, null_separated=null_separated):

@@ -129,8 +129,7 @@ def test_a_hidden_folder_named_as_the_source_is_listed(moto: Moto) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["a b.jpg", "100%.jpg", "%41.jpg", "a+b.jpg", "a?b=c.jpg", "a#b.jpg", "é☺.jpg", "x//y.jpg", "a&<b>.jpg"],
+    "key", ["a b.jpg", "100%.jpg", "%41.jpg", "a+b.jpg", "a?b=c.jpg", "a#b.jpg", "é☺.jpg", "x//y.jpg", "a&<b>.jpg"]
 )
 def test_odd_keys_are_listed_and_read_as_they_are(moto: Moto, key: str) -> None:
     put(moto, key)

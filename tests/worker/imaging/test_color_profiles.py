@@ -120,8 +120,7 @@ def test_a_grey_profile_is_used_at_16_bits() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])  # Pillow inverts JPEGs, as Adobe does
 @pytest.mark.parametrize(
-    ("ink", "expected"),
-    [((0, 0, 0, 0), 255), ((128, 0, 0, 0), 119), ((0, 0, 128, 0), 119), ((255, 255, 255, 255), 0)],
+    ("ink", "expected"), [((0, 0, 0, 0), 255), ((128, 0, 0, 0), 119), ((0, 0, 128, 0), 119), ((255, 255, 255, 255), 0)]
 )
 def test_cmyk_is_converted_by_its_profile(image_format: str, ink: object, expected: int) -> None:
     data = encoded(plain(ink, "CMYK"), image_format, icc_profile=icc_profiles.cmyk(), quality=100)

@@ -219,8 +219,7 @@ def test_grey_becomes_equal_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ink", "expected"),
-    [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0))],
+    ("ink", "expected"), [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0))]
 )
 def test_cmyk_becomes_rgb(ink: object, expected: Colour) -> None:
     for image_format in ("JPEG", "TIFF"):
@@ -306,11 +305,7 @@ def profile_of(path: Path) -> bytes:
 
 def adobe_to_srgb(pixels: Pixels) -> Any:
     """Convert Adobe RGB (1998) by the published matrices and gamma; both have white D65."""
-    to_xyz = [
-        [0.5766690, 0.1855582, 0.1882286],
-        [0.2973450, 0.6273636, 0.0752915],
-        [0.0270314, 0.0706889, 0.9913375],
-    ]
+    to_xyz = [[0.5766690, 0.1855582, 0.1882286], [0.2973450, 0.6273636, 0.0752915], [0.0270314, 0.0706889, 0.9913375]]
     from_xyz = [
         [3.2404542, -1.5371385, -0.4985314],
         [-0.9692660, 1.8760108, 0.0415560],
