@@ -20,6 +20,7 @@ from qsit.settings import Settings
 from tests.support.paths import EXAMPLES, ROOT
 from tests.support.programs import BIN, QSIT, run, started, until
 from tests.support.servers import Valkey
+from worker.launch import ENVIRONMENT
 
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
 PASSWORD = "p@ss/w:rd%41 'quoted' $x"  # URLs, shells and templates would each change it
@@ -120,6 +121,13 @@ def test_a_service_waits_for_its_database_and_broker(name: str) -> None:
 
 def test_docker_lets_a_worker_finish_its_turn() -> None:
     assert float(services()["worker"]["stop_grace_period"].removesuffix("s")) > Settings().turn_s
+
+
+def test_a_worker_keeps_freed_memory_as_it_does_without_docker() -> None:
+    settings = {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC_")}
+
+    assert settings
+    assert all(f"{name}={value}" in stage("worker") for name, value in settings.items())
 
 
 def broker_flags(broker: Service) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 import subprocess
 import threading
@@ -41,15 +42,14 @@ def client(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS, port: int | None = None) -> Iterator[str]:
+def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS) -> Iterator[str]:
     """Yield the URL of `rclone serve s3` over a folder whose folders are buckets. `log` has every request."""
-    port = port or _free_port()
     command = [
         str(BIN / "rclone"),
         "serve",
         "s3",
         "--addr",
-        f"127.0.0.1:{port}",
+        "127.0.0.1:0",
         "--force-path-style",
         "--auth-key",
         ",".join(keys.values()),
@@ -61,10 +61,10 @@ def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS, port: int | 
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        while b"Starting s3 server" not in log.read_bytes():
+        while not (urls := re.findall(r"Starting s3 server on \[(http://[\d.:]+)/\]", log.read_text())):
             assert server.poll() is None, log.read_text()
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
+        yield urls[-1]
     finally:
         server.kill()
         server.wait()
@@ -73,13 +73,6 @@ def rclone(folder: Path, log: Path, *, keys: dict[str, str] = KEYS, port: int | 
 def objects_read(log: Path) -> int:
     """Return how many objects rclone was asked for."""
     return log.read_text().count("GET OBJECT")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 Environ = dict[str, Any]
