@@ -17,7 +17,7 @@ demo: $(VENV)/worker ## score the example photos, with nothing else installed
 	env -u QSIT_BROKER_URL QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit score examples/photos --model demo
 	QSIT_DATABASE_URL=sqlite:///.demo/qsit.db $(BIN)/qsit results
 
-test: $(VENV)/test ## run all tests, two at a time, in some ten minutes
+test: $(VENV)/test ## run all tests, two at a time, in 10 to 15 minutes
 	$(PYTEST)
 
 check: $(VENV)/test ## run the tests that start no program and no server, in some two minutes
