@@ -58,6 +58,11 @@ class LedgerRow(Base):
     id: Mapped[str] = mapped_column(Text, primary_key=True)  # random; part of its queues' names
 
 
+def _partial_index(condition: str, name: str, *columns: str, unique: bool = False) -> Index:
+    where = text(condition)
+    return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
+
+
 class ImageRow(Base):
     """One photo at one version. At most one version of a URI is current."""
 
@@ -70,9 +75,7 @@ class ImageRow(Base):
 
     __table_args__ = (
         UniqueConstraint("uri", "version"),
-        Index(
-            "ix_images_uri_current", "uri", unique=True, postgresql_where=text("current"), sqlite_where=text("current")
-        ),
+        _partial_index("current", "ix_images_uri_current", "uri", unique=True),
     )
 
 
@@ -161,12 +164,7 @@ class ChunkRow(Base):
 
     __table_args__ = (
         Index(None, "job_id", "state", "id"),
-        Index(
-            "ix_chunks_state_held",
-            "state",
-            postgresql_where=text("state IN ('sent', 'leased')"),
-            sqlite_where=text("state IN ('sent', 'leased')"),
-        ),
+        _partial_index("state IN ('sent', 'leased')", "ix_chunks_state_held", "state"),
     )
 
 
@@ -189,26 +187,9 @@ class ItemRow(Base):
     message: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
-        Index(
-            "ix_items_image_id_failed",
-            "image_id",
-            postgresql_where=text("reason IS NOT NULL"),
-            sqlite_where=text("reason IS NOT NULL"),
-        ),
-        Index(
-            "ix_items_job_id_image_id_failed",
-            "job_id",
-            "image_id",
-            postgresql_where=text("reason IS NOT NULL"),
-            sqlite_where=text("reason IS NOT NULL"),
-        ),
-        Index(
-            "ix_items_job_id_reason_failed",
-            "job_id",
-            "reason",
-            postgresql_where=text("reason IS NOT NULL"),
-            sqlite_where=text("reason IS NOT NULL"),
-        ),
+        _partial_index("reason IS NOT NULL", "ix_items_image_id_failed", "image_id"),
+        _partial_index("reason IS NOT NULL", "ix_items_job_id_image_id_failed", "job_id", "image_id"),
+        _partial_index("reason IS NOT NULL", "ix_items_job_id_reason_failed", "job_id", "reason"),
         {"sqlite_with_rowid": False},
     )
 

@@ -3,11 +3,11 @@
 Statements are built once, at import: building one takes longer than running it. Only their parameters vary.
 """
 
-from sqlalchemy import Float, and_, bindparam, select
+from sqlalchemy import BigInteger, Float, and_, bindparam, or_, select
 
-from models.claims import Claim
+from models.claims import Claim, QueueKey
 from models.dialects import Ids, now_s, one_of
-from models.tables import ChunkRow, ItemRow, JobRow
+from models.tables import ChunkRow, ItemRow, JobRow, ScorerRow
 from qsit.states import ChunkState, ItemState
 
 THIS_CHUNK = ChunkRow.id == bindparam("chunk")
@@ -24,6 +24,10 @@ LOCK_MY_CHUNK = (
 )
 """Return the job's state and lock the chunk, so that nobody takes it before the transaction ends."""
 
+_ONLY_JOB = bindparam("only_job", type_=BigInteger)
+IS_FOR_MODEL = and_(ScorerRow.model == bindparam("model"), ScorerRow.revision == bindparam("revision"))
+IS_FOR_BROKER = or_(JobRow.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), JobRow.private.is_(False)))
+
 NOT_HELD = {"token": None, "leased_by": None, "lease_expires_at": None, "sent_via": None, "available_at": None}
 """The values of a chunk that is queued or done."""
 
@@ -31,3 +35,8 @@ NOT_HELD = {"token": None, "leased_by": None, "lease_expires_at": None, "sent_vi
 def lease_of(claim: Claim) -> dict[str, object]:
     """Return the parameters of LEASE_IS_MINE."""
     return {"chunk": claim.chunk_id, "my_token": claim.token}
+
+
+def queue_parameters(queue: QueueKey) -> dict[str, object]:
+    """Return the parameters of IS_FOR_MODEL and IS_FOR_BROKER."""
+    return {"model": queue.model, "revision": queue.revision, "broker": queue.broker, "only_job": queue.job_id}

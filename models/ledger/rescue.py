@@ -6,7 +6,7 @@ from models.claims import QueueKey
 from models.db import advisory_lock, reading, writing
 from models.dialects import now_s
 from models.ledger.conditions import LEASE_HAS_EXPIRED, NOT_HELD
-from models.ledger.leases import expire
+from models.ledger.expiry import expire
 from models.tables import HELD, ChunkRow, JobRow, ScorerRow
 from qsit.process_id import is_dead
 from qsit.states import ChunkState

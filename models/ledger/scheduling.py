@@ -3,15 +3,14 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import BigInteger, Engine, Float, and_, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import Engine, Float, and_, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from models.claims import QueueKey
 from models.db import advisory_lock, reading, writing
 from models.dialects import now_s
-from models.ledger.conditions import LEASE_HAS_EXPIRED
+from models.ledger.conditions import IS_FOR_BROKER, IS_FOR_MODEL, LEASE_HAS_EXPIRED, queue_parameters
 from models.ledger.rescue import IS_LEASED, IS_SENT, requeue, requeue_overdue, shorten_after_clock_change
 from models.tables import HELD, ChunkRow, ImageRow, ItemRow, JobRow, LedgerRow, ScorerRow, WorkerRow
 from qsit.states import ChunkState, ItemState, JobState, WorkerState
@@ -35,7 +34,6 @@ def ledger_id(engine: Engine) -> str:
         return connection.execute(select(LedgerRow.id)).scalar_one()
 
 
-_OF_QUEUE = and_(ScorerRow.model == bindparam("model"), ScorerRow.revision == bindparam("revision"))
 _LEASE = bindparam("lease_s", type_=Float(53))
 _LATEST = now_s() + _LEASE + SLACK_S  # what ends later was written before the clock was set back
 _LIVE_WORKERS = (
@@ -53,7 +51,7 @@ _HELD_CHUNKS = (
         .filter(or_(ChunkRow.available_at > _LATEST, ChunkRow.lease_expires_at > _LATEST))
         .label("beyond_lease"),
         func.count()
-        .filter(IS_SENT, ChunkRow.sent_via == bindparam("broker"), ~_IS_UNCLAIMED, _OF_QUEUE)
+        .filter(IS_SENT, ChunkRow.sent_via == bindparam("broker"), ~_IS_UNCLAIMED, IS_FOR_MODEL)
         .label("waiting"),
         _LIVE_WORKERS.scalar_subquery().label("workers"),
     )
@@ -66,12 +64,11 @@ _HELD_CHUNKS = (
 _NEXT = aliased(ChunkRow)
 _HAS_RESTED = or_(_NEXT.available_at.is_(None), _NEXT.available_at < now_s(), _NEXT.available_at > _LATEST)
 _IS_AVAILABLE = and_(_NEXT.state == ChunkState.QUEUED, _HAS_RESTED)
-_ONLY_JOB = bindparam("only_job", type_=BigInteger)
 _NEXT_JOB = (
     select(JobRow.id)
     .join(ScorerRow, ScorerRow.id == JobRow.scorer_id)
-    .where(_OF_QUEUE, JobRow.state == JobState.ACTIVE, exists().where(_NEXT.job_id == JobRow.id, _IS_AVAILABLE))
-    .where(or_(JobRow.id == _ONLY_JOB, and_(_ONLY_JOB.is_(None), JobRow.private.is_(False))))
+    .where(IS_FOR_MODEL, JobRow.state == JobState.ACTIVE, exists().where(_NEXT.job_id == JobRow.id, _IS_AVAILABLE))
+    .where(IS_FOR_BROKER)
     .order_by(JobRow.priority.desc(), JobRow.last_dispatched_at, JobRow.id)
     .limit(1)
 )
@@ -114,13 +111,7 @@ def stage_chunks(engine: Engine, queue: QueueKey, *, ahead: int, lease_s: float)
     `ahead` of them wait in Redis for each live worker of the queue, or for one worker where none is seen yet. Order: by
     priority, then the job served longest ago.
     """
-    parameters: dict[str, Any] = {
-        "model": queue.model,
-        "revision": queue.revision,
-        "broker": queue.broker,
-        "only_job": queue.job_id,
-        "lease_s": lease_s,
-    }
+    parameters = queue_parameters(queue) | {"lease_s": lease_s}
     messages = []
     with writing(engine) as connection:
         advisory_lock(connection, "send")

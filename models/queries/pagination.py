@@ -10,21 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    Connection,
-    Engine,
-    Row,
-    Select,
-    and_,
-    func,
-    literal,
-    literal_column,
-    or_,
-    select,
-    union_all,
-)
+import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 
 from models.db import reading
@@ -85,7 +71,7 @@ class Position:
     image_id: int
 
 
-def pages_of_scorer(engine: Engine, wanted: ResultFilter, scorer_id: int) -> Iterator[Sequence[Row[Any]]]:
+def pages_of_scorer(engine: sa.Engine, wanted: ResultFilter, scorer_id: int) -> Iterator[Sequence[sa.Row[Any]]]:
     """Yield the wanted scores of one scorer in order, each with its image, page by page."""
     left = wanted.limit
     is_long = left is None or left > PAGE
@@ -113,7 +99,7 @@ def pages_of_scorer(engine: Engine, wanted: ResultFilter, scorer_id: int) -> Ite
                 index_key, row_budget = None, row_budget * 10
 
 
-def _index(connection: Connection, wanted: ResultFilter, scorer_id: int, row_budget: int) -> IndexKey:
+def _index(connection: sa.Connection, wanted: ResultFilter, scorer_id: int, row_budget: int) -> IndexKey:
     """Choose the index to read: that of the order, unless another one leaves few rows to sort."""
     others: list[IndexKey] = ["score"] if wanted.under is None else ["uri", "score"]
     if wanted.by_answers:
@@ -121,40 +107,40 @@ def _index(connection: Connection, wanted: ResultFilter, scorer_id: int, row_bud
     for index_key in others:
         if wanted.is_filtered and index_key != wanted.order_index:
             some = _of_index(wanted, scorer_id, index_key).limit(row_budget).subquery()
-            if connection.execute(select(func.count()).select_from(some)).scalar_one() < row_budget:
+            if connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() < row_budget:
                 return index_key
     return wanted.order_index
 
 
-def _of_index(wanted: ResultFilter, scorer_id: int, index_key: IndexKey) -> Select[Any]:
+def _of_index(wanted: ResultFilter, scorer_id: int, index_key: IndexKey) -> sa.Select[Any]:
     """Select key and image by what one index alone can filter."""
     if index_key == "uri":
-        return select(*_columns(ImageRow.uri, ImageRow.id)).where(*_of_images(wanted))
+        return sa.select(*_columns(ImageRow.uri, ImageRow.id)).where(*_of_images(wanted))
     if index_key == "job":
         of_job = _of_job(wanted).subquery()
-        return select(*_columns(of_job.c.image_id, of_job.c.image_id))
+        return sa.select(*_columns(of_job.c.image_id, of_job.c.image_id))
     key: Any = ScoreRow.score if index_key == "score" else ScoreRow.scored_at
     conditions = _of_scores(wanted, scorer_id) if index_key == "score" else [ScoreRow.scorer_id == scorer_id]
-    return select(*_columns(key, ScoreRow.image_id)).where(*conditions)
+    return sa.select(*_columns(key, ScoreRow.image_id)).where(*conditions)
 
 
-def _columns(key: Any, image_id: Any) -> list[ColumnElement[Any]]:
+def _columns(key: Any, image_id: Any) -> list[sa.ColumnElement[Any]]:
     return [key.label("key"), image_id.label("image_id")]
 
 
-def _walk(wanted: ResultFilter, scorer_id: int, after: Position | None) -> Select[Any]:
+def _walk(wanted: ResultFilter, scorer_id: int, after: Position | None) -> sa.Select[Any]:
     return _ordered(_of_index(wanted, scorer_id, wanted.order_index), wanted, after, no_index=False)
 
 
 def _page(
     wanted: ResultFilter, scorer_id: int, index_key: IndexKey, after: Position | None, end: Any, size: int
-) -> Select[Any]:
+) -> sa.Select[Any]:
     gathers = index_key != wanted.order_index
     key: Any = {"score": ScoreRow.score, "uri": ImageRow.uri, "scored_at": ScoreRow.scored_at}[wanted.order_index]
-    found = select(*_columns(key, ScoreRow.image_id)).join(ImageRow, ImageRow.id == ScoreRow.image_id)
+    found = sa.select(*_columns(key, ScoreRow.image_id)).join(ImageRow, ImageRow.id == ScoreRow.image_id)
     beside: Any = None
     if index_key == "job":
-        of_job = select(_of_job(wanted).subquery().c.image_id).distinct().subquery()
+        of_job = sa.select(_of_job(wanted).subquery().c.image_id).distinct().subquery()
         beside = of_job.c.image_id
         found = found.join(of_job, beside == ScoreRow.image_id)
     elif wanted.by_answers:
@@ -169,17 +155,17 @@ def _page(
     score, image = aliased(ScoreRow), aliased(ImageRow)
     order = picked.c.key.desc() if wanted.sort.startswith("-") else picked.c.key
     return (
-        select(
+        sa.select(
             picked.c.key, picked.c.image_id, image.uri, image.version, score.score, score.excellent, score.good,
             score.fair, score.poor, score.bad, score.dtype, score.scored_at, score.job_id,
         )
         .join(image, image.id == picked.c.image_id)
-        .join(score, and_(score.image_id == picked.c.image_id, _no_index(score.scorer_id) == scorer_id))
+        .join(score, sa.and_(score.image_id == picked.c.image_id, _no_index(score.scorer_id) == scorer_id))
         .order_by(order, picked.c.image_id)
     )  # fmt: skip
 
 
-def _ordered(query: Select[Any], wanted: ResultFilter, after: Position | None, *, no_index: bool) -> Select[Any]:
+def _ordered(query: sa.Select[Any], wanted: ResultFilter, after: Position | None, *, no_index: bool) -> sa.Select[Any]:
     """Order a query, and start it after a position."""
     columns = query.selected_columns
     key, image_id = (_no_index(columns.key) if no_index else columns.key), columns.image_id
@@ -187,13 +173,13 @@ def _ordered(query: Select[Any], wanted: ResultFilter, after: Position | None, *
     if after is not None:
         further = key < after.key if descending else key > after.key
         from_there = key <= after.key if descending else key >= after.key  # redundant, but an index can use it
-        query = query.where(from_there, or_(further, image_id > after.image_id))
+        query = query.where(from_there, sa.or_(further, image_id > after.image_id))
     return query.order_by(key.desc() if descending else key, image_id)
 
 
-def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[ColumnElement[bool]]:
+def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[sa.ColumnElement[bool]]:
     # SQLite uses its partial index of current versions for these exact words only
-    conditions: list[ColumnElement[bool]] = [] if wanted.all_versions else [literal_column("images.current")]
+    conditions: list[sa.ColumnElement[bool]] = [] if wanted.all_versions else [sa.literal_column("images.current")]
     if wanted.under is not None:
         uri: Any = _no_index(ImageRow.uri) if no_index else ImageRow.uri
         conditions += _is_under(uri, wanted.under)
@@ -202,7 +188,7 @@ def _of_images(wanted: ResultFilter, *, no_index: bool = False) -> list[ColumnEl
 
 def _of_scores(
     wanted: ResultFilter, scorer_id: int, *, no_index: bool = False, beside: Any = None
-) -> list[ColumnElement[bool]]:
+) -> list[sa.ColumnElement[bool]]:
     def column(plain: Any) -> Any:
         return _no_index(plain, beside) if no_index else plain
 
@@ -216,33 +202,33 @@ def _of_scores(
     return conditions
 
 
-def _of_job(wanted: ResultFilter) -> CompoundSelect[Any]:
+def _of_job(wanted: ResultFilter) -> sa.CompoundSelect[Any]:
     """Select the images that a job scored or asked about; some appear twice."""
-    scored = select(ScoreRow.image_id).where(ScoreRow.job_id == wanted.job)
-    return union_all(scored, select(AnswerRow.image_id).where(AnswerRow.job_id == wanted.job))
+    scored = sa.select(ScoreRow.image_id).where(ScoreRow.job_id == wanted.job)
+    return sa.union_all(scored, sa.select(AnswerRow.image_id).where(AnswerRow.job_id == wanted.job))
 
 
-def _is_of_job(wanted: ResultFilter) -> ColumnElement[bool]:
+def _is_of_job(wanted: ResultFilter) -> sa.ColumnElement[bool]:
     """The same condition for one score at a time, written so that no planner reads all answers."""
-    of_image = and_(AnswerRow.image_id == ScoreRow.image_id, AnswerRow.scorer_id == ScoreRow.scorer_id)
-    asked = select(AnswerRow.job_id).where(of_image).correlate(ScoreRow)
-    return or_(_no_index(ScoreRow.job_id) == wanted.job, literal(wanted.job).in_(asked))
+    of_image = sa.and_(AnswerRow.image_id == ScoreRow.image_id, AnswerRow.scorer_id == ScoreRow.scorer_id)
+    asked = sa.select(AnswerRow.job_id).where(of_image).correlate(ScoreRow)
+    return sa.or_(_no_index(ScoreRow.job_id) == wanted.job, sa.literal(wanted.job).in_(asked))
 
 
-def _no_index(column: Any, beside: Any = None) -> ColumnElement[Any]:
+def _no_index(column: Any, beside: Any = None) -> sa.ColumnElement[Any]:
     """
     Return a column wrapped so that the planner uses no index for it. With another table's column as second argument,
     it cannot read the whole table first either, as it does with tables that it believes to be small.
     """
-    return func.coalesce(column, column if beside is None else beside)
+    return sa.func.coalesce(column, column if beside is None else beside)
 
 
-def _is_under(uri: Any, pattern: str) -> list[ColumnElement[bool]]:
+def _is_under(uri: Any, pattern: str) -> list[sa.ColumnElement[bool]]:
     """Return the conditions as one range, which an index can use, and a rest."""
     if pattern.endswith("*"):
         return [uri >= pattern[:-1], uri < _after_prefix(pattern[:-1])]
     folder = pattern if pattern.endswith("/") else pattern + "/"
-    return [uri >= pattern, uri < _after_prefix(folder), or_(uri == pattern, uri >= folder)]
+    return [uri >= pattern, uri < _after_prefix(folder), sa.or_(uri == pattern, uri >= folder)]
 
 
 def _after_prefix(prefix: str) -> str:

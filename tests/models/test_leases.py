@@ -15,7 +15,7 @@ from models import db
 from models.claims import AlreadyScored, ExistingResults, Failed, QueueKey
 from models.db import reading, writing
 from models.dialects import now_s
-from models.ledger import conditions, jobs, leases, recording, rescue, scheduling, workers
+from models.ledger import conditions, expiry, jobs, leases, recording, rescue, scheduling, workers
 from models.queries.failures import count_failures, list_failures
 from models.queries.pagination import ResultFilter
 from models.queries.progress import job_progress
@@ -550,7 +550,7 @@ def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(e
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
 
     with writing(engine) as connection:  # of somebody who had seen it overdue, or with an owner that is dead
-        assert leases.expire(connection, claim.chunk_id, conditions.LEASE_HAS_EXPIRED) == 0
-        assert leases.expire(connection, claim.chunk_id, ChunkRow.leased_by == DEAD) == 0
+        assert expiry.expire(connection, claim.chunk_id, conditions.LEASE_HAS_EXPIRED) == 0
+        assert expiry.expire(connection, claim.chunk_id, ChunkRow.leased_by == DEAD) == 0
 
     assert leases.record(engine, claim, [good(claim.items[0].image_id)], 60)

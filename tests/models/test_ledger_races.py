@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 from models import db
 from models.claims import Failed, Scored
 from models.db import reading, writing
-from models.ledger import control, ingest, jobs, leases, listing, rescue, scheduling
+from models.ledger import control, expiry, ingest, jobs, leases, listing, rescue, scheduling
 from models.queries.pagination import ResultFilter
 from models.queries.results import find_results
 from models.tables import ChunkRow, ItemRow
@@ -328,7 +328,7 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
             if still_mine:
                 leases.renew(connection, claim, LEASE_S)
             else:
-                leases.expire(connection, claim.chunk_id, ChunkRow.id == claim.chunk_id)
+                expiry.expire(connection, claim.chunk_id, ChunkRow.id == claim.chunk_id)
             recorded = pool.submit(leases.record, noted, claim, results, LEASE_S)
             until(lambda: waits(noted) or recorded.done())
             assert not recorded.done()

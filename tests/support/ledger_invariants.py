@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from models.db import reading
-from models.ledger.leases import MAX_CRASHES
+from models.ledger.expiry import MAX_CRASHES
 from models.queries.progress import job_progress
 from models.tables import AnswerRow, ChunkRow, ImageRow, ItemRow, JobRow, QuestionRow, ScoreRow
 from qsit.states import UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason

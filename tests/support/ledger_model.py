@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.claims import AlreadyScored, Claim, ExistingResults, Failed, Scored
-from models.ledger.leases import MAX_CRASHES
+from models.ledger.expiry import MAX_CRASHES
 from models.ledger.listing import Added
 from qsit.states import PASSING_REASONS, UNKNOWN_VERSION, ChunkState, ItemState, JobState, Quarantine, Reason
 from tests.support.ledger import Photo
