@@ -33,8 +33,7 @@ def parse_url(url: str) -> URL:
     """
     Return the URL with its driver: psycopg 3 for PostgreSQL.
 
-    Raises:
-        DatabaseError: when it is not a URL of SQLite or PostgreSQL.
+    Raises DatabaseError when it is not a URL of SQLite or PostgreSQL.
     """
     try:
         parsed = make_url(url)
@@ -65,8 +64,7 @@ def connect(url: str, *, create: bool = False, async_commit: bool = False) -> En
     async_commit: use `synchronous_commit=off`: a crash of PostgreSQL's machine may lose the last second of commits, but
     never reorders them. A worker then does that work again. SQLite always works like that here.
 
-    Raises:
-        DatabaseError: when the URL cannot be used, or there is no such file.
+    Raises DatabaseError when the URL cannot be used, or there is no such file.
     """
     parsed = parse_url(url)
     if parsed.drivername.startswith("postgresql"):
@@ -195,8 +193,7 @@ def check_schema(engine: Engine) -> None:
     """
     Check that the database has this program's schema.
 
-    Raises:
-        SchemaMismatch: when it has none or another one; the message names the command to run.
+    Raises SchemaMismatch when it has none or another one; the message names the command to run.
     """
     found = _schema_of(engine)
     if found == SCHEMA:
@@ -210,8 +207,7 @@ def open_ledger(url: str) -> Engine:
     """
     Return an engine for an existing ledger with this program's schema.
 
-    Raises:
-        DatabaseError: when it cannot be used as it is.
+    Raises DatabaseError when it cannot be used as it is.
     """
     engine = connect(url)
     check_schema(engine)
@@ -222,8 +218,7 @@ def refuse_newer_schema(engine: Engine) -> None:
     """
     Check that the database has no schema, an older one or this program's.
 
-    Raises:
-        SchemaMismatch: when a newer qsit made it.
+    Raises SchemaMismatch when a newer qsit made it.
     """
     found = _schema_of(engine)
     if found is not None and found > SCHEMA:

@@ -20,8 +20,7 @@ def keep_questions(connection: Connection, job_id: int, questions: Sequence[Ques
     """
     Store the questions of a job. Questions with the same text and choices are one; the latest name counts.
 
-    Raises:
-        UsageError: when a question is too long.
+    Raises UsageError when a question is too long.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = map(_row_of, questions)

@@ -23,8 +23,7 @@ def pause(engine: Engine, job_id: int) -> None:
     """
     Send nothing more of a job. Workers release what they hold after their current batch.
 
-    Raises:
-        UsageError: when the job is finished or cancelled.
+    Raises UsageError when the job is finished or cancelled.
     """
     with writing(engine) as connection:
         _change(connection, job_id, "pause", {JobState.ACTIVE, JobState.PAUSED}, JobState.PAUSED)
@@ -33,12 +32,7 @@ def pause(engine: Engine, job_id: int) -> None:
 
 
 def resume(engine: Engine, job_id: int) -> None:
-    """
-    Let a paused job continue.
-
-    Raises:
-        UsageError: when the job is finished or cancelled.
-    """
+    """Let a paused job continue. Raises UsageError when the job is finished or cancelled."""
     with writing(engine) as connection:
         _change(connection, job_id, "resume", {JobState.ACTIVE, JobState.PAUSED}, JobState.ACTIVE)
     finish_if_done(engine, job_id)  # its last photo may have been done while it was paused
@@ -48,8 +42,7 @@ def cancel(engine: Engine, job_id: int) -> None:
     """
     Do nothing more of a job. Workers record their current batch and release the rest. Scores stay.
 
-    Raises:
-        UsageError: when the job is finished.
+    Raises UsageError when the job is finished.
     """
     with writing(engine) as connection:
         _change(
@@ -100,8 +93,7 @@ def retry(engine: Engine, job_id: int, reasons: Sequence[Reason] = ()) -> int:
     Queue the failed items of a job again, of the given reasons or of all, and reactivate a finished job. Return
     their number.
 
-    Raises:
-        UsageError: when the job is cancelled.
+    Raises UsageError when the job is cancelled.
     """
     number, last = 0, 0
     failed = and_(ItemRow.job_id == job_id, HAS_FAILED)

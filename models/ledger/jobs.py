@@ -45,9 +45,8 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
     """
     Return the job of that name; else the unfinished job of the same key and scorer; else a new one.
 
-    Raises:
-        UsageError: when the name belongs to a job of other sources or options, or to one that was cancelled; when a
-            question is too long.
+    Raises UsageError when the name belongs to a job of other sources or options, or to one that was cancelled; when a
+    question is too long.
     """
     with writing(engine) as connection:
         advisory_lock(connection, "jobs")
@@ -114,12 +113,7 @@ def _scorer_id(connection: Connection, spec: JobSpec) -> int:
 
 
 def find_job(engine: Engine, name_or_id: str | None) -> int:
-    """
-    Return the id of the job of that name or number, or of the latest job.
-
-    Raises:
-        JobNotFound: when there is none.
-    """
+    """Return the id of the job of that name or number, or of the latest job. Raises JobNotFound when there is none."""
     with reading(engine) as connection:
         if name_or_id is None:
             latest = connection.execute(select(func.max(JobRow.id))).scalar()

@@ -137,8 +137,7 @@ def mark_in_flight(engine: sa.Engine, claim: Claim, image_ids: Sequence[int], *,
     An item that runs alone is the only one in flight. Earlier ones have ended, if without a result, by the worker's
     own fault.
 
-    Raises:
-        LeaseLost: when another worker has the chunk.
+    Raises LeaseLost when another worker has the chunk.
     """
     with writing(engine) as connection:
         _lock_chunk(connection, claim)
@@ -155,8 +154,7 @@ def record(engine: sa.Engine, claim: Claim, batch: Sequence[Result], lease_s: fl
     A version that the worker learned becomes the current one of its URI and gets the score and answers. The item stays
     with the image of unknown version. Return False when the job was paused or cancelled: release the rest.
 
-    Raises:
-        LeaseLost: when another worker has the chunk; nothing is written.
+    Raises LeaseLost when another worker has the chunk; nothing is written.
     """
     with writing(engine) as connection:
         job_state = recording.record_batch(connection, claim, batch, lease_s)

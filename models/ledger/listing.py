@@ -84,8 +84,7 @@ def renew_listing(engine: Engine, job_id: int) -> None:
     """
     Say that this process still lists a job. Call it more often than every LISTER_S seconds.
 
-    Raises:
-        LeaseLost: when another process lists the job now.
+    Raises LeaseLost when another process lists the job now.
     """
     with writing(engine) as connection:
         _renew(connection, job_id)
@@ -111,9 +110,7 @@ def add_images(
 
     skipped, skipped_failed: what earlier batches of this listing skipped.
 
-    Raises:
-        LeaseLost: when another process lists this job now.
-        JobCancelled: when the job was cancelled.
+    Raises LeaseLost when another process lists this job now. Raises JobCancelled when the job was cancelled.
     """
     versions: dict[str, str] = {}
     too_long = 0
