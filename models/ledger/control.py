@@ -114,12 +114,9 @@ def _queue_again(connection: Connection, job_id: int, chunk_ids: set[int], image
         connection.execute(
             select(ChunkRow.id).where(ChunkRow.id.in_(chunk_ids)).order_by(ChunkRow.id).with_for_update()
         )
-    queued = connection.execute(
-        update(ItemRow)
-        .where(ItemRow.job_id == job_id, ItemRow.image_id.in_(image_ids), HAS_FAILED)
-        .values(state=ItemState.QUEUED, quarantine=Quarantine.NONE, crashes=0, reason=None, message=None)
-        .returning(ItemRow.chunk_id)
-    ).scalars().all()  # fmt: skip
+    again = {"state": ItemState.QUEUED, "quarantine": Quarantine.NONE, "crashes": 0, "reason": None, "message": None}
+    failed = and_(ItemRow.job_id == job_id, ItemRow.image_id.in_(image_ids), HAS_FAILED)
+    queued = connection.execute(update(ItemRow).where(failed).values(again).returning(ItemRow.chunk_id)).scalars().all()
     if queued:
         connection.execute(
             update(ChunkRow)

@@ -65,15 +65,9 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
             raise UsageError(f"the job {spec.name} was cancelled; choose another --name")
         if found is not None:
             job_id = found.id
-            connection.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id)
-                .values(
-                    private=JobRow.private if spec.private else False,  # a job of the fleet stays with the fleet
-                    priority=spec.priority,
-                    max_failed=spec.max_failed,
-                )
-            )
+            private = JobRow.private if spec.private else False  # a job of the fleet stays with the fleet
+            changed = {"private": private, "priority": spec.priority, "max_failed": spec.max_failed}
+            connection.execute(update(JobRow).where(JobRow.id == job_id).values(changed))
         else:
             job_id = _insert_job(connection, spec, scorer)
             keep_questions(connection, job_id, spec.questions)
@@ -81,12 +75,10 @@ def open_job(engine: Engine, spec: JobSpec) -> OpenedJob:
 
 
 def _insert_job(connection: Connection, spec: JobSpec, scorer: int) -> int:
-    row = {
-        "name": spec.name, "key": spec.key, "scorer_id": scorer, "state": JobState.ACTIVE, "private": spec.private,
-        "rescore": spec.rescore, "priority": spec.priority, "max_failed": spec.max_failed,
-        "skipped": 0, "skipped_failed": 0, "created_at": datetime.now(UTC), "last_dispatched_at": 0.0,
-        "ask_below": spec.ask_below,
-    }  # fmt: skip
+    columns = ("name", "key", "private", "rescore", "priority", "max_failed", "ask_below")
+    row = {column: getattr(spec, column) for column in columns}
+    row |= {"scorer_id": scorer, "state": JobState.ACTIVE, "created_at": datetime.now(UTC)}
+    row |= {"skipped": 0, "skipped_failed": 0, "last_dispatched_at": 0.0}
     return connection.execute(insert(JobRow).values(row).returning(JobRow.id)).scalar_one()
 
 
@@ -130,8 +122,6 @@ def find_job(engine: Engine, name_or_id: str | None) -> int:
 
 _LEFT = (ChunkState.QUEUED, ChunkState.SENT, ChunkState.LEASED)  # not "all but DONE": the index could not be used
 _UNFINISHED = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(_LEFT))
-
-
 _DONE = and_(JobRow.state == JobState.ACTIVE, JobRow.listed_at.is_not(None), ~_UNFINISHED)
 _IS_DONE = select(JobRow.id).where(JobRow.id == bindparam("job"), _DONE)
 
@@ -144,12 +134,8 @@ def finish_if_done(engine: Engine, job_id: int) -> bool:
     with writing(engine) as connection:
         # lock first, then look: a retry that was running has queued its chunks by then
         connection.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
-        done = connection.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id, _DONE)
-            .values(state=JobState.FINISHED, finished_at=datetime.now(UTC))
-        )
-        return done.rowcount == 1
+        finished = {"state": JobState.FINISHED, "finished_at": datetime.now(UTC)}
+        return connection.execute(update(JobRow).where(JobRow.id == job_id, _DONE).values(finished)).rowcount == 1
 
 
 def finish_done_jobs(engine: Engine) -> None:

@@ -32,14 +32,11 @@ class AnswerRecord:
 
 
 _ANSWERS = (
-    select(
-        AnswerRow.image_id, QuestionRow.name, QuestionRow.text.label("question"), QuestionRow.choices, AnswerRow.text,
-        AnswerRow.cut, AnswerRow.probabilities, AnswerRow.dtype, AnswerRow.job_id, AnswerRow.answered_at,
-    )
+    select(*AnswerRow.__table__.columns, QuestionRow.name, QuestionRow.text.label("question"), QuestionRow.choices)
     .join(QuestionRow, QuestionRow.id == AnswerRow.question_id)
     .where(one_of(AnswerRow.image_id, bindparam("ids", type_=Ids())), AnswerRow.scorer_id == bindparam("scorer"))
     .order_by(AnswerRow.image_id, AnswerRow.question_id)
-)  # fmt: skip
+)
 
 
 def answers_for(engine: Engine, image_ids: Sequence[int], scorer_id: int) -> dict[int, tuple[AnswerRecord, ...]]:

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, func, select
 
 from models.db import reading
-from models.queries.answers import AnswerRecord as AnswerRecord
 from models.queries.pagination import PAGE
-from models.queries.pagination import ResultFilter as ResultFilter
-from models.queries.pagination import Sort as Sort
 from models.tables import HAS_FAILED, ImageRow, ItemRow
 from qsit.states import Reason
 
 
 def count_failures(engine: Engine, job_id: int) -> dict[Reason, int]:
-    """How many items of a job failed for each reason, the commonest first."""
+    """Count the failed items of a job by reason, the most frequent first."""
     query = (
         select(ItemRow.reason, func.count())
         .where(ItemRow.job_id == job_id, HAS_FAILED)
@@ -37,7 +34,7 @@ class Failure:
 
 
 def list_failures(engine: Engine, job_id: int) -> Iterator[Failure]:
-    """The failed items of a job, in the order of their listing."""
+    """Yield the failed items of a job in the order of their listing."""
     last = 0
     while True:
         query = (

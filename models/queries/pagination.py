@@ -21,6 +21,8 @@ PAGE = 1000
 ROW_BUDGET = 10_000
 """Rows that one way may read, walking or gathering, before the other is tried with ten times as many."""
 LAST_ID = 2**63 - 1
+SHOWN = ("score", "excellent", "good", "fair", "poor", "bad", "dtype", "scored_at", "job_id")
+"""The columns of scores that results show."""
 
 Sort = Literal["score", "-score", "uri", "-scored_at"]
 IndexKey = Literal["score", "uri", "scored_at", "job"]
@@ -155,14 +157,11 @@ def _page(
     score, image = aliased(ScoreRow), aliased(ImageRow)
     order = picked.c.key.desc() if wanted.sort.startswith("-") else picked.c.key
     return (
-        sa.select(
-            picked.c.key, picked.c.image_id, image.uri, image.version, score.score, score.excellent, score.good,
-            score.fair, score.poor, score.bad, score.dtype, score.scored_at, score.job_id,
-        )
+        sa.select(picked.c.key, picked.c.image_id, image.uri, image.version, *(getattr(score, name) for name in SHOWN))
         .join(image, image.id == picked.c.image_id)
         .join(score, sa.and_(score.image_id == picked.c.image_id, _no_index(score.scorer_id) == scorer_id))
         .order_by(order, picked.c.image_id)
-    )  # fmt: skip
+    )
 
 
 def _ordered(query: sa.Select[Any], wanted: ResultFilter, after: Position | None, *, no_index: bool) -> sa.Select[Any]:
@@ -209,7 +208,7 @@ def _of_job(wanted: ResultFilter) -> sa.CompoundSelect[Any]:
 
 
 def _is_of_job(wanted: ResultFilter) -> sa.ColumnElement[bool]:
-    """The same condition for one score at a time, written so that no planner reads all answers."""
+    """Test one score at a time, written so that no planner reads all answers."""
     of_image = sa.and_(AnswerRow.image_id == ScoreRow.image_id, AnswerRow.scorer_id == ScoreRow.scorer_id)
     asked = sa.select(AnswerRow.job_id).where(of_image).correlate(ScoreRow)
     return sa.or_(_no_index(ScoreRow.job_id) == wanted.job, sa.literal(wanted.job).in_(asked))

@@ -2,21 +2,17 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Engine, exists, false, func, or_, select
 
 from models.db import reading
 from models.dialects import now_s
-from models.queries.answers import AnswerRecord as AnswerRecord
-from models.queries.pagination import ResultFilter as ResultFilter
-from models.queries.pagination import Sort as Sort
 from models.tables import AnswerRow, ChunkRow, JobQuestionRow, JobRow, ScoreRow, ScorerRow, WorkerRow
 from qsit.errors import JobNotFound
 from qsit.states import ChunkState, JobState
 
 PACE_OVER = timedelta(minutes=5)
-
-
 PACE_SCORES = 5000
 """The pace is measured over so many of the newest scores at most."""
 PACE_LEAST_S = 2.0
@@ -71,32 +67,32 @@ class Progress:
 
 
 def job_progress(engine: Engine, job_id: int) -> Progress:
-    """The progress of a job, summed over its chunks. Raises JobNotFound when its lister has given it up, empty."""
+    """Sum the progress of a job over its chunks. Raises JobNotFound when its listing found nothing."""
+    job_columns = ("name", "state", "skipped", "skipped_failed", "max_failed", "private", "created_at", "finished_at")
+    query = select(
+        *(getattr(JobRow, name) for name in job_columns),
+        *(ScorerRow.model, ScorerRow.revision, ScorerRow.procedure),
+        JobRow.listed_at.is_not(None).label("is_listed"),
+        func.coalesce(JobRow.lister_until > now_s(), false()).label("is_being_listed"),
+        exists().where(JobQuestionRow.job_id == JobRow.id).label("asks"),
+    )
     with reading(engine) as connection:
-        job = connection.execute(
-            select(
-                JobRow.name, JobRow.state, JobRow.skipped, JobRow.skipped_failed, JobRow.max_failed, JobRow.listed_at,
-                JobRow.private, JobRow.created_at, JobRow.finished_at, ScorerRow.model,
-                ScorerRow.revision, ScorerRow.procedure,
-                func.coalesce(JobRow.lister_until > now_s(), false()).label("is_being_listed"),
-                exists().where(JobQuestionRow.job_id == JobRow.id).label("asks"),
-            ).join(ScorerRow, ScorerRow.id == JobRow.scorer_id).where(JobRow.id == job_id)
-        ).one_or_none()  # fmt: skip
+        of_job = query.join(ScorerRow, ScorerRow.id == JobRow.scorer_id).where(JobRow.id == job_id)
+        job = connection.execute(of_job).mappings().one_or_none()
         if job is None:
-            raise JobNotFound(f"job {job_id} is no longer there: nothing was listed into it")
+            raise JobNotFound(f"job {job_id} no longer exists: its listing found no photos")
         sums = (func.sum(ChunkRow.size), func.sum(ChunkRow.scored), func.sum(ChunkRow.failed))
         by_state = select(ChunkRow.state, *sums).where(ChunkRow.job_id == job_id).group_by(ChunkRow.state)
         rows = connection.execute(by_state).all()
     left = {state: int(size - scored - failed) for state, size, scored, failed in rows}
-    return Progress(
-        job=job_id, name=job.name, state=JobState(job.state), model=job.model, revision=job.revision,
-        procedure=job.procedure, is_listed=job.listed_at is not None, skipped=job.skipped,
-        skipped_failed=job.skipped_failed, queued=left.get(ChunkState.QUEUED, 0) + left.get(ChunkState.SENT, 0),
-        running=left.get(ChunkState.LEASED, 0), scored=sum(int(row[2]) for row in rows),
-        failed=sum(int(row[3]) for row in rows), cancelled=left.get(ChunkState.DONE, 0),
-        max_failed=job.max_failed, private=job.private, is_being_listed=bool(job.is_being_listed),
-        created_at=job.created_at, finished_at=job.finished_at, asks=bool(job.asks),
-    )  # fmt: skip
+    counts: dict[str, Any] = {
+        "queued": left.get(ChunkState.QUEUED, 0) + left.get(ChunkState.SENT, 0),
+        "running": left.get(ChunkState.LEASED, 0),
+        "scored": sum(int(row[2]) for row in rows),
+        "failed": sum(int(row[3]) for row in rows),
+        "cancelled": left.get(ChunkState.DONE, 0),
+    }
+    return Progress(job=job_id, **{**job, "state": JobState(job["state"])}, **counts)
 
 
 def job_state(engine: Engine, job_id: int) -> JobState:
@@ -109,14 +105,14 @@ def job_state(engine: Engine, job_id: int) -> JobState:
 
 
 def count_answers(engine: Engine, job_id: int) -> int:
-    """How many answers a job has got, of those that no other has got anew."""
+    """Count the answers that a job got and no later job replaced."""
     with reading(engine) as connection:
         query = select(func.count()).select_from(AnswerRow).where(AnswerRow.job_id == job_id)
         return connection.execute(query).scalar_one()
 
 
 def measure_pace(engine: Engine, job_id: int) -> float | None:
-    """Scores a second of a job over the last minutes; None when there are too few to tell."""
+    """Return the scores per second of a job over the last minutes, or None when there are too few."""
     now = datetime.now(UTC)
     scorer = select(JobRow.scorer_id).where(JobRow.id == job_id).scalar_subquery()
     newest = (

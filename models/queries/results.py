@@ -1,7 +1,7 @@
 """Scores with their answers, in order, among millions."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,9 +21,7 @@ LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 @dataclass(frozen=True)
 class Result:
     """
-    A score as it is queried; logits in the order Excellent, Good, Fair, Poor, Bad.
-
-    answers: by whichever job, when they are wanted.
+    A stored score. logits: Excellent, Good, Fair, Poor, Bad. answers: of all jobs, if they were asked for.
     """
 
     image_id: int
@@ -42,7 +40,7 @@ class Result:
 
 
 def find_results(engine: Engine, wanted: ResultFilter) -> Iterator[Result]:
-    """Results in order, fetched by pages that each continue behind the last row of the one before."""
+    """Yield results in order, fetched page by page."""
     with reading(engine) as connection:
         found = connection.execute(_scorers(wanted)).all()
     streams = [_of_scorer(engine, wanted, scorer) for scorer in found]
@@ -64,27 +62,21 @@ def _of_scorer(engine: Engine, wanted: ResultFilter, scorer: Any) -> Iterator[Re
     for page in pagination.pages_of_scorer(engine, wanted, scorer.id):
         answers = answers_for(engine, [row.image_id for row in page], scorer.id) if wanted.answers else {}
         for row in page:
-            yield Result(
-                row.image_id, scorer.id, row.uri, row.version, row.score,
-                (row.excellent, row.good, row.fair, row.poor, row.bad),
-                scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id,
-                answers.get(row.image_id, ()),
-            )  # fmt: skip
+            logits = (row.excellent, row.good, row.fair, row.poor, row.bad)
+            image = (row.image_id, scorer.id, row.uri, row.version, row.score, logits)
+            made_by = (scorer.model, scorer.revision, scorer.procedure, row.dtype, row.scored_at, row.job_id)
+            yield Result(*image, *made_by, answers.get(row.image_id, ()))
 
 
 def _place(result: Result, sort: Sort) -> tuple[Any, int, int]:
-    """Where a result stands in the order."""
-    keys: dict[Sort, Callable[[], Any]] = {
-        "score": lambda: result.score,
-        "-score": lambda: -result.score,
-        "uri": lambda: result.uri,
-        "-scored_at": lambda: LAST_MOMENT - result.scored_at,
-    }
-    return keys[sort](), result.image_id, result.scorer_id
+    """Return what results are ordered by."""
+    keys = {"score": result.score, "-score": -result.score, "uri": result.uri}
+    key = LAST_MOMENT - result.scored_at if sort == "-scored_at" else keys[sort]
+    return key, result.image_id, result.scorer_id
 
 
 def question_names(engine: Engine, wanted: ResultFilter) -> list[str]:
-    """The names of the questions to which the scorers of what is wanted gave answers, in the order of their ids."""
+    """Return the names of the questions that the wanted scorers answered, in the order of their ids."""
     scorers = _scorers(wanted).with_only_columns(ScorerRow.id)
     answer = select(AnswerRow.job_id).where(
         AnswerRow.job_id == JobQuestionRow.job_id, AnswerRow.question_id == JobQuestionRow.question_id
