@@ -24,7 +24,7 @@ SETTINGS = {
     "QSIT_DEVICE": "cpu",
     "QSIT_BATCH_TOKENS": "8192",
     "QSIT_LEASE_S": "3",
-    "QSIT_DECODE_S": "1",  # short: an endless photo that is killed three times while it runs alone is `crashed`
+    "QSIT_DECODE_S": "1",
     "NULL_BATCH_S": "0.02",
 }
 
