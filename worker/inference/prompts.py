@@ -11,11 +11,7 @@ from qsit.rating import WORDS
 
 
 class Prompts:
-    """
-    The prompts of one checkpoint.
-
-    eos_token_ids: the tokens that end an answer; training teaches the first of them.
-    """
+    """The prompts of one checkpoint. eos_token_ids: the tokens that end an answer; training teaches the first."""
 
     def __init__(self, folder: Path, tokenizer: Any, image_token_id: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -30,8 +26,7 @@ class Prompts:
 
         reply: what the model's reply begins with, tokenised apart.
 
-        Raises:
-            CheckpointError: when the template does not put exactly one image into the turn.
+        Raises CheckpointError when the template does not put exactly one image into the turn.
         """
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         try:
