@@ -18,7 +18,6 @@ from qsit.errors import BrokerUnavailable, one_line
 
 CHUNKS_AHEAD = 2
 """Chunks that wait in Redis for each live worker."""
-
 TASK = "qsit.score_chunk"
 
 

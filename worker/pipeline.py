@@ -18,7 +18,6 @@ LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""
 IDLE_S = 0.25
 """How long an idle device waits for the next photo before it gets a batch that is not full."""
-
 Running = Future[list[Result]]
 """A batch that the device scores."""
 

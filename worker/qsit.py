@@ -42,15 +42,11 @@ def default_dtype(device: str) -> str:
 
 
 class UploadedBatch(list[Prepared]):
-    """
-    Prepared images whose tiles are on the device, or on their way there.
-
-    tiles: of all images, (n, size, size, 3) uint8. The host's copies live at least as long as this.
-    """
+    """Prepared images, and their tiles on the device or on the way there; the host's copies live at least as long."""
 
     def __init__(self, images: Sequence[Prepared], tiles: torch.Tensor) -> None:
         super().__init__(images)
-        self.tiles = tiles
+        self.tiles = tiles  # of all images, (n, size, size, 3) uint8
 
 
 class QSit:
@@ -77,9 +73,8 @@ class QSit:
         """
         Load a checkpoint: "demo", a folder, or a Hub id, which is downloaded when needed.
 
-        dtype: "float32", "bfloat16" or "float16"; None chooses `default_dtype`.
-
-        Raises CheckpointError when it cannot be found or read, or lacks weights.
+        dtype: "float32", "bfloat16" or "float16"; None chooses `default_dtype`. Raises CheckpointError when the
+        checkpoint cannot be found or read, or lacks weights.
         """
         return cls(*loading.load(model, device=device, dtype=dtype or default_dtype(device), revision=revision))
 

@@ -104,7 +104,6 @@ OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "HEIF": _open_heif,
 }
 """By format. No other decoder gets untrusted bytes."""
-
 CHECKS: dict[str, Callable[[bytes, int], None]] = {
     "WEBP": limits.check_webp,
     "AVIF": limits.check_isobmff,

@@ -11,7 +11,6 @@ SIGNATURES = (
     ((b"II\0*", b"MM*\0"), "TIFF"),  # wrong byte order, but Pillow reads it
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), "JPEG2000"),
 )
-
 UNSUPPORTED_SIGNATURES = (
     ((b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"), "JPEG XL"),
     (b"MM\0+", "big-endian BigTIFF"),
@@ -21,7 +20,6 @@ UNSUPPORTED_SIGNATURES = (
     ((b"IIRO", b"IIRS"), "Olympus raw"),
     (b"IIU\0", "Panasonic raw"),
 )
-
 AVIF_BRANDS = frozenset([b"avif", b"avis"])
 HEVC_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 HEIF_BRANDS = frozenset([b"mif1", b"mif2", b"msf1"])  # of the container, whatever codec it has

@@ -13,7 +13,6 @@ from worker.imaging.formats import unsupported
 
 MAX_SIDE = 1_000_000
 """In pixels. Pillow's resize allocates a table of 32 bytes per pixel of a side."""
-
 HEIF_PADDING = 64
 HEIF_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
 DNG_VERSION = 50706

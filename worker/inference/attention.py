@@ -17,13 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 QUERY_BLOCK = 64
 """Queries of a sequence that `attend_with_lse` takes at a time without the kernel; it holds all their scores."""
-
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary embedding, (tokens, 1, head width) each."""
-
 KVCache = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (tokens, heads, head width) each; the keys are rotated."""
-
 AttentionWithLse = tuple[Tensor, Tensor]
 """The output of attention, (..., heads, head width), and the log-sum-exp of its scores, float32 (..., heads)."""
 

@@ -13,7 +13,6 @@ from worker.inference.shared_prefix import Continuations
 
 LOGITS_BLOCK = 128
 """Tokens whose logits over the whole vocabulary are in memory at a time."""
-
 Head = Callable[[Tensor], Tensor]
 """The output head: (n, width) to logits, float32 (n, vocabulary)."""
 

@@ -16,11 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[Any, Prompts, Tiling]:
-    """
-    Return transformers' model on its device, its prompts and its tiling.
-
-    Arguments and errors are those of `QSit.load`.
-    """
+    """Return transformers' model on its device, its prompts and its tiling. Arguments and errors are `QSit.load`'s."""
     name = checkpoints.full_name(model)
     folder = checkpoints.fetch(name, revision or checkpoints.resolve(name))
     tiling = Tiling.of_checkpoint(folder)
