@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.peers import Transformers
 from models.claims import Claim, ClaimedItem, Scored
-from worker.inference import forward
+from worker.inference import forward, image_encoder
 from worker.inference.loading import DTYPES
 from worker.inference.tiles import Tiling
 from worker.pipeline import Pipeline
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--only-ours", action="store_true")
     args = parser.parse_args()
     if args.compile:
-        forward.vision_layer = torch.compile(forward.vision_layer, dynamic=True)
+        image_encoder.vision_layer = torch.compile(image_encoder.vision_layer, dynamic=True)
         forward.text_layer = torch.compile(forward.text_layer, dynamic=True)
     with checkpoints.open_checkpoint(args.model) as folder:
         rows = measure(folder, args)

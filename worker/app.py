@@ -8,7 +8,6 @@ from celery import Celery, signals
 from qsit import settings
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
-WORKER_MODULES = ("worker.tasks", "worker.lifecycle")
 
 
 def configuration() -> dict[str, Any]:
@@ -62,5 +61,5 @@ def _import_worker_modules(**_: Any) -> None:
 
     Celery's own setting, `include`, would search the current folder first, for all that these modules import.
     """
-    for name in WORKER_MODULES:
+    for name in ("worker.tasks", "worker.lifecycle"):
         importlib.import_module(name)

@@ -18,10 +18,8 @@ log = logging.getLogger("qsit")
 
 RECONNECT_DELAY_S = 2.0
 """A Redis that answers but refuses would otherwise be asked without a pause."""
-
 STABLE_S = 60.0
 """After a connection has held for this long, errors that were logged before are logged again."""
-
 MAX_REMEMBERED_LINES = 1000
 
 
@@ -94,12 +92,7 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 def read_chunk_id(message: bytes) -> int:
-    """
-    Return the chunk id in a message.
-
-    Raises:
-        ValueError: when the message is not one that `dispatch` sends.
-    """
+    """Return the chunk id in a message. Raises ValueError when it is not one that `dispatch` sends."""
     if len(message) > MAX_MESSAGE_BYTES:
         raise ValueError(f"it has {len(message)} bytes")
     try:
@@ -119,12 +112,6 @@ def write_message(app: Celery, chunk_id: int) -> str:
     """Return the message that calls the task with a chunk id, with Celery's defaults for all else."""
     task_id = uuid()
     headers, properties, body, _ = app.amqp.as_task_v2(task_id, TASK, args=[chunk_id])
-    return json.dumps(
-        {
-            "body": json.dumps(body),
-            "content-type": "application/json",
-            "content-encoding": "utf-8",
-            "headers": headers,
-            "properties": {**properties, "delivery_tag": task_id, "delivery_info": {}},
-        }
-    )
+    properties |= {"delivery_tag": task_id, "delivery_info": {}}
+    message = {"body": json.dumps(body), "content-type": "application/json", "content-encoding": "utf-8"}
+    return json.dumps(message | {"headers": headers, "properties": properties})

@@ -9,8 +9,7 @@ def find_devices(wanted: str) -> list[str]:
     """
     Return the devices to use: those named, or every GPU, or the CPU. "cuda" alone means the first GPU.
 
-    Raises:
-        UsageError: when torch is not installed, or does not find a GPU that is named.
+    Raises UsageError when torch is not installed, or does not find a GPU that is named.
     """
     if wanted == "cpu":
         return ["cpu"]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from celery import Celery
 from sqlalchemy import Engine
@@ -46,8 +47,8 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start the threads that beat and watch."""
-        _start_thread(self._beat_until_ended)
-        _start_thread(self._watch)
+        start_thread(self._beat_until_ended)
+        start_thread(self._watch)
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
@@ -60,11 +61,6 @@ class Heartbeat:
         finally:
             with self._lock:
                 self._claim = None
-
-    def drop_chunk(self) -> None:
-        """Have the chunk in hand dropped, because its job was paused or cancelled."""
-        with self._lock:
-            self.is_lost = True
 
     def end(self) -> None:
         """Tell the ledger that this worker has stopped."""
@@ -88,7 +84,8 @@ class Heartbeat:
             workers.heartbeat(connection, self._owner)
             if claim is not None and not leases.renew(connection, claim, self._lease_s):
                 with self._lock:
-                    self.is_lost |= self._claim is claim  # by now, the process may hold another one
+                    if self._claim is claim:  # by now, the process may hold another one
+                        self.is_lost = True
 
     def _watch(self) -> None:
         """End a process that is frozen or stalled; the pool replaces it. This needs no database."""
@@ -101,45 +98,30 @@ class Heartbeat:
             time.sleep(_interval_s(self._lease_s))
 
 
-class Timer:
-    """Tops up Redis, recovers lost chunks and finishes jobs, at an interval and when it is woken."""
-
-    def __init__(self, engine: Engine, app: Celery, queue_key: QueueKey, lease_s: float, notices: Notices) -> None:
-        self._engine, self._app, self._queue_key, self._lease_s = engine, app, queue_key, lease_s
-        self._notices = notices
-        self._woken = threading.Event()
-
-    def start(self) -> None:
-        """Start the timer's thread."""
-        _start_thread(self._run)
-
-    def wake(self) -> None:
-        """Have Redis topped up soon. The caller does not wait, so that a Redis that hangs delays no work."""
-        self._woken.set()
-
-    def _run(self) -> None:
-        while True:
-            self._woken.clear()
-            with self._notices.logging_errors("topping up"):
-                self._top_up()
-            with self._notices.logging_errors("recovery"):
-                rescue.requeue_of_dead(self._engine)
-                control.settle_cancelled(self._engine)
-                finish_done_jobs(self._engine)
-            self._woken.wait(_interval_s(self._lease_s))
-
-    def _top_up(self) -> None:
-        try:
-            dispatch.top_up(self._engine, self._app, self._queue_key, self._lease_s)
-        except BrokerUnavailable as error:
-            self._notices.show(str(error), about="Redis")
-        else:
-            self._notices.show(None, about="Redis")
+def run_timer(
+    engine: Engine, app: Celery, queue_key: QueueKey, lease_s: float, notices: Notices, woken: threading.Event
+) -> None:
+    """Top up Redis, recover lost chunks and finish jobs, for ever: at an interval, and soon after `woken` is set."""
+    while True:
+        woken.clear()
+        with notices.logging_errors("topping up"):
+            try:
+                dispatch.top_up(engine, app, queue_key, lease_s)
+            except BrokerUnavailable as error:
+                notices.show(str(error), about="Redis")
+            else:
+                notices.show(None, about="Redis")
+        with notices.logging_errors("recovery"):
+            rescue.requeue_of_dead(engine)
+            control.settle_cancelled(engine)
+            finish_done_jobs(engine)
+        woken.wait(_interval_s(lease_s))
 
 
 def _interval_s(lease_s: float) -> float:
     return min(BEAT_S, lease_s / 6)
 
 
-def _start_thread(target: Callable[[], None]) -> None:
-    threading.Thread(target=target, name=target.__name__, daemon=True).start()
+def start_thread(target: Callable[..., None], *args: Any) -> None:
+    """Start a thread that ends with the process."""
+    threading.Thread(target=target, args=args, name=target.__name__, daemon=True).start()

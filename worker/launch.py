@@ -4,7 +4,6 @@ import sys
 
 COMMAND = [sys.executable, "-m", "worker"]
 """Runs a worker; needs ENVIRONMENT."""
-
 ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",  # a folder called worker or models in the current folder is not imported in place of ours
     # glibc keeps up to 512 MB of freed memory for the next photo. By default it returns the pixels of each large photo
@@ -14,6 +13,5 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(512 * 1024 * 1024),
 }
 """What every process of a worker has in its environment."""
-
 TRY_AGAIN = 75
 """Exit status of a private worker that did not find its database or Redis: `qsit score` starts it again."""

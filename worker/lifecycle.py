@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -21,6 +20,7 @@ from qsit.errors import BrokerUnavailable, DatabaseUnavailable, QsitError
 from worker import dispatch, process
 from worker.app import app
 from worker.devices import find_devices
+from worker.heartbeat import start_thread
 from worker.launch import TRY_AGAIN
 
 log = logging.getLogger("qsit")
@@ -30,6 +30,9 @@ SAME_SIGNAL_S = 1.0
 """Signals this close together count as one: `timeout`, for example, signals a program and then its process group."""
 DEVICES = "QSIT_WORKER_DEVICES"
 """The variable in which the parent hands down the devices of its processes."""
+PARENT_CHECK_S = 1.0
+ORPHAN_GRACE_S = 10.0
+"""How long an orphan may take to record the batch in hand."""
 
 
 @signals.celeryd_init.connect
@@ -40,15 +43,10 @@ def configure_worker(conf: Any, **_: Any) -> None:
     """
     try:
         _configure(conf)
-    except (BrokerUnavailable, DatabaseUnavailable) as error:
-        _print_last_words(error)
-        raise SystemExit(TRY_AGAIN if "QSIT_PRIVATE_RUN" in os.environ else COULD_NOT_RUN) from error
-    except QsitError as error:
-        _print_last_words(error)
-        raise SystemExit(COULD_NOT_RUN) from error
     except Exception as error:
-        log.exception("unexpected error; please report it")
-        raise SystemExit(COULD_NOT_RUN) from error
+        _report(error)
+        may_pass = isinstance(error, BrokerUnavailable | DatabaseUnavailable)
+        raise SystemExit(TRY_AGAIN if may_pass and "QSIT_PRIVATE_RUN" in os.environ else COULD_NOT_RUN) from error
 
 
 def _configure(conf: Any) -> None:
@@ -105,15 +103,12 @@ def handle_signals(instance: Any, **_: Any) -> None:
 @signals.worker_process_init.connect
 def begin_process(**_: Any) -> None:
     """In a process of the pool: load the model on the device of this process."""
-    end_with_parent()
+    start_thread(_end_with_parent, os.getppid())
     try:
         device = os.environ[DEVICES].split(",")[current_process().index]
         process.start_process(app, settings.load(), device)
-    except Exception as error:  # Celery would log it and go on without a model
-        if isinstance(error, QsitError):
-            _print_last_words(error)
-        else:
-            log.exception("unexpected error; please report it")
+    except Exception as error:  # noqa: BLE001 -- Celery would log it and go on without a model
+        _report(error)
         os.kill(os.getppid(), signal.SIGUSR2)
         time.sleep(2)  # until the pool knows; it would start another process
         os._exit(COULD_NOT_RUN)
@@ -127,26 +122,18 @@ def end_process(**_: Any) -> None:
     process.current_process().heartbeat.end()
 
 
-def _print_last_words(error: QsitError) -> None:
-    print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- `qsit score` reads it from the worker's log
+def _report(error: Exception) -> None:
+    if isinstance(error, QsitError):
+        print(f"qsit worker: {error}", file=sys.stderr)  # noqa: T201 -- `qsit score` reads it from the worker's log
+    else:
+        log.exception("unexpected error; please report it")
 
 
-PARENT_CHECK_S = 1.0
-
-
-ORPHAN_GRACE_S = 10.0
-"""How long an orphan may take to record the batch in hand."""
-
-
-def end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """
-    Watch the parent from now on. When it has ended, send this process the signal that the parent would send, and end
-    the process after GRACE_S if it is still busy with a photo or a batch.
+    Watch the parent. When it has ended, send this process the signal that the parent would send, and end the process
+    after ORPHAN_GRACE_S if it is still busy with a photo or a batch.
     """
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), name="parent watch", daemon=True).start()
-
-
-def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os.kill(os.getpid(), signal.SIGUSR2)

@@ -14,34 +14,25 @@ from worker.inference.tiles import Prepared
 from worker.scoring import PreparedPhoto
 
 
-def find_nothing(uri: str, version: str, claim: Claim) -> ExistingResults:
-    """Return no results, for a caller without a ledger."""
-    return ExistingResults()
-
-
 @dataclass(frozen=True)
 class PhotoLoader:
     """
     Loads photos for a pipeline. Serves many threads at once.
 
-    prepare: cuts an image into the model's tiles.
     find_results: returns what the ledger has of a URI at a version. It is asked where the version was unknown.
     """
 
     reader: Reader
     prepare: Callable[[Image.Image], Prepared]
     max_pixels: int
-    find_results: Callable[[str, str, Claim], ExistingResults] = find_nothing
+    find_results: Callable[[str, str, Claim], ExistingResults] = lambda *_: ExistingResults()
 
     def load(self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]) -> PreparedPhoto | AlreadyScored:
         """
         Open, decode and cut the photo of an item, unless the version that is read needs nothing.
 
-        on_decoding: called between reading and decoding.
-
-        Raises:
-            ImageError: when the photo cannot be scored.
-            WorkerFault: when this worker cannot read it.
+        Calls on_decoding when it has read the photo. Raises ImageError when the photo cannot be scored, and WorkerFault
+        when this worker cannot read it.
         """
         with self.reader.opened(item.uri, item.version) as photo:
             version_read = photo.version if item.version == UNKNOWN_VERSION else None

@@ -19,16 +19,11 @@ T = TypeVar("T")
 
 
 class Notices:
-    """
-    Reports what fails in a worker process, and waits while the database is unavailable. Serves several threads.
-
-    standing: the notice that `qsit status` shows while nothing fails.
-    progress_at: when a call of the ledger last returned or failed, on the monotonic clock.
-    """
+    """Reports what fails in a worker process, and waits while the database is unavailable. Serves several threads."""
 
     def __init__(self, engine: Engine, owner: str, stopping: threading.Event) -> None:
-        self.standing: str | None = None
-        self.progress_at = time.monotonic()
+        self.standing: str | None = None  # what `qsit status` shows while nothing fails
+        self.progress_at = time.monotonic()  # when a call of the ledger last returned or failed
         self._engine, self._owner, self._stopping = engine, owner, stopping
         self._errors: dict[str, str] = {}  # the last error of each activity that fails
         self._notices: dict[str, str] = {}  # by subject
@@ -39,8 +34,7 @@ class Notices:
         """
         Return what a call of the ledger returns. While the database is unavailable, log that once and call again.
 
-        Raises:
-            DatabaseUnavailable: when the database is unavailable and the worker is stopping.
+        Raises DatabaseUnavailable when the worker is stopping.
         """
         result = retry_while_unavailable(call, self._note_outage)
         self.progress_at = time.monotonic()

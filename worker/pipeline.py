@@ -1,5 +1,6 @@
 """Loader threads prepare photos ahead of the device, and batches are cut by a budget of tokens."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -17,12 +18,13 @@ LOOK_AHEAD_BYTES = 512 * 1024 * 1024
 """Tiles that may wait for the device."""
 IDLE_S = 0.25
 """How long an idle device waits for the next photo before it gets a batch that is not full."""
-
 Running = Future[list[Result]]
 """A batch that the device scores."""
 
 
 class Loader(Protocol):
+    """Its method runs in the loader threads, and calls on_decoding when it has read and starts to decode."""
+
     def load(
         self, item: ClaimedItem, claim: Claim, on_decoding: Callable[[], None]
     ) -> PreparedPhoto | AlreadyScored: ...
@@ -30,16 +32,11 @@ class Loader(Protocol):
 
 @dataclass
 class PrepareTask:
-    """An item in the hands of a loader thread. decoding_since: on the pipeline's clock."""
+    """An item in the hands of a loader thread."""
 
     item: ClaimedItem
-    clock: Callable[[], float]
-    decoding_since: float | None = None
     future: Future[PreparedPhoto | AlreadyScored] = field(init=False)
-
-    def note_decoding(self) -> None:
-        """Start the time that decoding takes. Reading may take any time, because the storage may be slow."""
-        self.decoding_since = self.clock()
+    decoding_since: float = math.inf  # on the pipeline's clock. Reading may take any time: the storage may be slow
 
     def is_done(self, wait_s: float, unless: Running | None = None) -> bool:
         """Wait this long, or until `unless` is done, and return whether the photo is loaded or has failed."""
@@ -47,10 +44,6 @@ class PrepareTask:
             futures: list[Future[Any]] = [self.future] if unless is None else [self.future, unless]
             wait(futures, timeout=wait_s, return_when=FIRST_COMPLETED)
         return self.future.done()
-
-    def timed_out(self, decode_s: float) -> bool:
-        """Whether decoding takes longer than it may."""
-        return self.decoding_since is not None and self.clock() - self.decoding_since > decode_s
 
     @property
     def bytes(self) -> int:
@@ -63,18 +56,12 @@ class PrepareTask:
 
 @dataclass
 class Pipeline:
-    """
-    Scores the items of a claim.
-
-    loader: its `load` runs in the loader threads, and calls its last argument when it has read and starts to decode.
-    loaders: the number of loader threads.
-    decode_s: how long decoding and cutting one photo may take.
-    """
+    """Scores the items of a claim."""
 
     scorer: BatchScorer
     loader: Loader
-    loaders: int
-    decode_s: float = 60.0
+    loaders: int  # threads
+    decode_s: float = 60.0  # how long decoding and cutting one photo may take
     idle_s: float = IDLE_S
     clock: Callable[[], float] = time.monotonic
     _fault: WorkerFault | None = None
@@ -101,9 +88,8 @@ class Pipeline:
 
         mark_in_flight: called with image ids, and whether they run alone, before they are loaded.
 
-        Raises:
-            WorkerFault: at the end, when this worker could not read an item that others may.
-            ProcessUnusable: when the model fails on the probe; at the end, when decoding does not return.
+        Raises ProcessUnusable when the model fails on the probe and, at the end, when decoding does not return; and
+        WorkerFault, at the end, when this worker could not read an item that others may.
         """
         deadline = self.clock() + turn_s
         self._fault = None
@@ -112,8 +98,11 @@ class Pipeline:
         pool = ThreadPoolExecutor(self.loaders, thread_name_prefix="loader")
 
         def prepare(item: ClaimedItem) -> PrepareTask:
-            task = PrepareTask(item, self.clock)
-            task.future = pool.submit(self.loader.load, item, claim, task.note_decoding)
+            def note_decoding() -> None:
+                task.decoding_since = self.clock()
+
+            task = PrepareTask(item)
+            task.future = pool.submit(self.loader.load, item, claim, note_decoding)
             return task
 
         in_flight: deque[PrepareTask] = deque()
@@ -182,7 +171,7 @@ class Pipeline:
                 if stopping() or (is_idle and not task.is_done(self.idle_s)):
                     break
                 # the second wait is for a process or machine that was suspended: its clock went on, its decoder did not
-                if task.timed_out(self.decode_s) and not task.is_done(wait_s):
+                if self.clock() - task.decoding_since > self.decode_s and not task.is_done(wait_s):
                     message = f"decoding it takes longer than {self.decode_s:g} s (QSIT_DECODE_S)"
                     settled.append(Failed(image_id, Reason.TIMEOUT, message))
                     self._fault = ProcessUnusable("decoding a photo takes too long; the process is replaced")

@@ -20,7 +20,7 @@ from qsit.errors import QsitError
 from qsit.settings import Settings
 from qsit.sources.reader import Reader
 from qsit.states import WorkerState
-from worker.heartbeat import Heartbeat, Timer
+from worker.heartbeat import Heartbeat, run_timer, start_thread
 from worker.loader import PhotoLoader
 from worker.notices import Notices
 from worker.pipeline import Pipeline
@@ -41,7 +41,7 @@ class Process:
     pipeline: Pipeline
     notices: Notices
     heartbeat: Heartbeat
-    timer: Timer
+    timer_woken: threading.Event  # set it to have Redis topped up soon
     stopping: threading.Event
 
     def is_interrupted(self) -> bool:
@@ -65,12 +65,7 @@ def queue_key_of(settings: Settings, revision: str) -> QueueKey:
 
 
 def start_process(app: Celery, settings: Settings, device: str) -> None:
-    """
-    Make this process a worker's: announce it, load the model, and start the heartbeat.
-
-    Raises:
-        QsitError: when the model cannot be loaded.
-    """
+    """Make this process a worker's: announce it, load the model (or raise QsitError), and start the heartbeat."""
     from worker.qsit import default_dtype
 
     global _current
@@ -79,31 +74,23 @@ def start_process(app: Celery, settings: Settings, device: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     engine = db.connect(settings.database_url, async_commit=True)
     queue_key = queue_key_of(settings, settings.revision or "")  # the parent has resolved the revision
-    owner = process_id.identity()
-    stopping = threading.Event()
+    owner, lease_s = process_id.identity(), settings.lease_s
+    stopping, timer_woken = threading.Event(), threading.Event()
     notices = Notices(engine, owner, stopping)
-    row = WorkerRow(
-        owner=owner,
-        broker=queue_key.broker,
-        model=queue_key.model,
-        revision=queue_key.revision,
-        device=device,
-        dtype=settings.dtype or default_dtype(device),
-        state=WorkerState.LOADING,
-    )
+    row = WorkerRow(owner=owner, broker=queue_key.broker, model=queue_key.model, revision=queue_key.revision)
+    row.device, row.dtype, row.state = device, settings.dtype or default_dtype(device), WorkerState.LOADING
     notices.retry(lambda: workers.register(engine, row))
     scorer, loader = _load(engine, row, settings, notices)
     if device == "cpu" and settings.device == "auto":
         row.notice = notices.standing = "no GPU found: scoring on the CPU is slow"
         log.warning(row.notice)
     notices.retry(lambda: workers.register(engine, row))
-    heartbeat = Heartbeat(engine, owner, settings.lease_s, notices, stopping)
-    timer = Timer(engine, app, queue_key, settings.lease_s, notices)
+    heartbeat = Heartbeat(engine, owner, lease_s, notices, stopping)
     heartbeat.start()
-    timer.start()
+    start_thread(run_timer, engine, app, queue_key, lease_s, notices, timer_woken)
     pipeline = Pipeline(scorer, loader, settings.loaders, settings.decode_s)
     _current = Process(
-        engine, queue_key, owner, settings.lease_s, settings.turn_s, pipeline, notices, heartbeat, timer, stopping
+        engine, queue_key, owner, lease_s, settings.turn_s, pipeline, notices, heartbeat, timer_woken, stopping
     )
 
 
@@ -125,11 +112,9 @@ def _load(engine: Engine, row: WorkerRow, settings: Settings, notices: Notices) 
     def find_results(uri: str, version: str, claim: Claim) -> ExistingResults:
         return notices.retry(lambda: recording.existing_results(engine, uri, version, claim))
 
+    mounted = settings.private_run is not None  # `qsit score` has just listed them
     reader = Reader(
-        settings.roots,
-        mounted=settings.private_run is not None,  # `qsit score` has just listed them
-        endpoint_url=settings.s3_endpoint_url,
-        connections=settings.loaders,
+        settings.roots, mounted=mounted, endpoint_url=settings.s3_endpoint_url, connections=settings.loaders
     )
     probe = model.prepare(Image.new("RGB", (64, 48), "grey"))
     scorer = BatchScorer(model, row.dtype, settings.batch_tokens or model.batch_tokens, probe)

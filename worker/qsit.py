@@ -5,9 +5,8 @@ Prompt template, token ids, tile size, pinpoints, mean and standard deviation co
 assumes a size of SigLIP or Qwen2.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from worker.inference.prompts import Prompts
 from worker.inference.shared_prefix import Continuations, PrefixCache
 from worker.inference.tiles import Prepared, Tiling
 
-T = TypeVar("T")
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The most image tokens in a batch. The value for CUDA was not measured."""
 TILES_PER_PASS = {"cpu": 1, "cuda": 64}
@@ -44,23 +42,15 @@ def default_dtype(device: str) -> str:
 
 
 class UploadedBatch(list[Prepared]):
-    """
-    Prepared images whose tiles are on the device, or on their way there.
-
-    tiles: of all images, (n, size, size, 3) uint8. The host's copies live at least as long as this.
-    """
+    """Prepared images, and their tiles on the device or on the way there; the host's copies live at least as long."""
 
     def __init__(self, images: Sequence[Prepared], tiles: torch.Tensor) -> None:
         super().__init__(images)
-        self.tiles = tiles
+        self.tiles = tiles  # of all images, (n, size, size, 3) uint8
 
 
 class QSit:
-    """
-    A loaded Q-SiT model on one device.
-
-    `prepare` may run in many threads at any time; `score` and `look` in one thread at a time.
-    """
+    """A loaded model on one device. `prepare` may run in many threads; `score` and `look` in one thread at a time."""
 
     def __init__(self, model: Any, prompts: Prompts, tiling: Tiling) -> None:
         self.tiling = tiling
@@ -83,10 +73,8 @@ class QSit:
         """
         Load a checkpoint: "demo", a folder, or a Hub id, which is downloaded when needed.
 
-        dtype: "float32", "bfloat16" or "float16"; None chooses `default_dtype`.
-
-        Raises:
-            CheckpointError: when it cannot be found or read, or lacks weights.
+        dtype: "float32", "bfloat16" or "float16"; None chooses `default_dtype`. Raises CheckpointError when the
+        checkpoint cannot be found or read, or lacks weights.
         """
         return cls(*loading.load(model, device=device, dtype=dtype or default_dtype(device), revision=revision))
 
@@ -99,16 +87,14 @@ class QSit:
         """
         Start to copy the tiles of a batch to the device, in a stream of its own. May run while `score` does.
 
-        Raises:
-            MemoryError: when they do not fit on the device.
+        Raises MemoryError when they do not fit on the device.
         """
         tiles = [torch.from_numpy(image.tiles) for image in images]
         if self._copy_stream is None:
             return UploadedBatch(images, torch.cat(tiles))
         try:
             with torch.cuda.stream(self._copy_stream):
-                parts = [part.to(self.device, non_blocking=True) for part in tiles]
-                return UploadedBatch(images, torch.cat(parts))
+                return UploadedBatch(images, torch.cat([part.to(self.device, non_blocking=True) for part in tiles]))
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error).splitlines()[0]) from error
 
@@ -116,11 +102,9 @@ class QSit:
         """
         Score images in one batch, in order. No score depends on the other images.
 
-        Raises:
-            ValueError: when a rating is not finite.
-            MemoryError: when the batch does not fit on the device.
+        Raises ValueError when a rating is not finite, and MemoryError when the batch does not fit on the device.
         """
-        return self._run(lambda: self._score(images)) if images else []
+        return [score for score, _ in self.look(images, ())]
 
     def look(
         self,
@@ -131,52 +115,48 @@ class QSit:
         asks: Callable[[int, Score], Sequence[int]] | None = None,
     ) -> list[tuple[Score, list[Answer]]]:
         """
-        Score images in one batch and answer questions about them, in order.
+        Score images in one batch as `score` does, and answer questions about them, in order.
 
-        The scores are those of `score`. No answer depends on the other images or questions.
+        No answer depends on the other images or questions. Raises CheckpointError for one that has the image token.
 
         max_new_tokens: the limit for questions that are given as text.
         asks: returns the indices of the questions to ask about an image, from its index and score; None asks all.
-
-        Raises: as `score`, and CheckpointError when a question contains the image token.
         """
+        if not images:
+            return []
         asked = [
             each if isinstance(each, Question) else Question(each, each, max_new_tokens=max_new_tokens)
             for each in questions
         ]
-
-        def score_and_answer() -> list[tuple[Score, list[Answer]]]:
-            kv_cache: KVCache = []
-            scores = self._score(images, kv_cache)
-            selected = [list(asks(*each)) if asks else list(range(len(asked))) for each in enumerate(scores)]
-            return list(zip(scores, self._answer(images, kv_cache, asked, selected), strict=True))
-
-        return self._run(score_and_answer) if images else []
-
-    def _run(self, work: Callable[[], T]) -> T:
-        """Return the result of work without gradients; raise MemoryError, once it is freed, when memory is full."""
         try:
             with torch.inference_mode():
-                return work()
+                return self._look(images, asked, asks or (lambda *_: range(len(asked))))
         except torch.OutOfMemoryError as error:
             message = str(error).splitlines()[0]
         torch.cuda.empty_cache()  # the error is gone by now, and with it the frames that held the batch's memory
         self.tiles_per_pass = max(1, self.tiles_per_pass // 2)
         raise MemoryError(message)
 
+    def _look(
+        self, images: Sequence[Prepared], questions: Sequence[Question], asks: Callable[[int, Score], Sequence[int]]
+    ) -> list[tuple[Score, list[Answer]]]:
+        kv_cache: KVCache | None = [] if questions else None
+        scores = self._score(images, kv_cache)
+        pairs = [(image, index) for image, score in enumerate(scores) for index in asks(image, score)]
+        answers: list[list[Answer]] = [[] for _ in images]
+        if kv_cache and pairs:
+            for (image, _), answer in zip(pairs, self._answer(images, kv_cache, questions, pairs), strict=True):
+                answers[image].append(answer)
+        return list(zip(scores, answers, strict=True))
+
     def _score(self, images: Sequence[Prepared], kv_cache: KVCache | None = None) -> list[Score]:
         batch = images if isinstance(images, UploadedBatch) else self.upload(images)
         if self._copy_stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._copy_stream)
             batch.tiles.record_stream(torch.cuda.current_stream(self.device))
-        embeddings = torch.cat(
-            [
-                part
-                for tokens in self._encoder.encode(batch.tiles, batch, self.tiles_per_pass)
-                for part in (self._before, tokens, self._after)
-            ]
-        )
-        last = self._language_model(embeddings, self._pack(images), kv_cache)
+        encoded = self._encoder.encode(batch.tiles, batch, self.tiles_per_pass)
+        prompts = [part for tokens in encoded for part in (self._before, tokens, self._after)]
+        last = self._language_model(torch.cat(prompts), self._pack(images), kv_cache)
         return [score_of(logits) for logits in linear(last.float(), self._rating_head).tolist()]
 
     def _pack(self, images: Sequence[Prepared]) -> PackedSequences:
@@ -188,24 +168,18 @@ class QSit:
         images: Sequence[Prepared],
         kv_cache: KVCache,
         questions: Sequence[Question],
-        selected: Sequence[Sequence[int]],
-    ) -> list[list[Answer]]:
-        """selected: for each image, the indices of its questions."""
-        pairs = [(image, question) for image, indices in enumerate(selected) for question in indices]
-        if not pairs:
-            return [[] for _ in selected]
-        ids = {index: self._encode_question(questions[index]) for index in {question for _, question in pairs}}
-        asked_images = [image for image, indices in enumerate(selected) if indices]
+        pairs: Sequence[tuple[int, int]],
+    ) -> Iterator[Answer]:
+        """Answer pairs of an image and a question, by their indices, in ascending order of the images."""
+        ids = {index: self._encode_question(questions[index]) for index in {index for _, index in pairs}}
+        asked_images = sorted({image for image, _ in pairs})
         prefixes = PrefixCache(kv_cache, self._pack(images), asked_images, drop_last=len(self._after))
-        prefix_of = {image: prefix for prefix, image in enumerate(asked_images)}
-        answers: list[Answer] = []
         for start in range(0, len(pairs), MAX_CONTINUATIONS):
             some = pairs[start : start + MAX_CONTINUATIONS]
-            continuations = Continuations(self._language_model, prefixes, [prefix_of[image] for image, _ in some])
+            prefix_indices = [asked_images.index(image) for image, _ in some]
+            continuations = Continuations(self._language_model, prefixes, prefix_indices)
             asked, asked_ids = [questions[index] for _, index in some], [ids[index] for _, index in some]
-            answers += answer_questions(continuations, asked, asked_ids, self._logits, self._prompts)
-        remaining = iter(answers)
-        return [list(islice(remaining, len(indices))) for indices in selected]
+            yield from answer_questions(continuations, asked, asked_ids, self._logits, self._prompts)
 
     def _encode_question(self, question: Question) -> list[int]:
         """Return the ids after the image."""

@@ -27,16 +27,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class PreparedPhoto:
-    """
-    A photo that is ready for the model.
-
-    version: the one that was read, where it was unknown.
-    found: the results that the ledger has already.
-    """
+    """A photo that is ready for the model."""
 
     prepared: Prepared
-    version: str | None = None
-    found: ExistingResults = field(default_factory=ExistingResults)
+    version: str | None = None  # the one that was read, where it was unknown
+    found: ExistingResults = field(default_factory=ExistingResults)  # what the ledger has already
 
 
 Batch = Sequence[tuple[ClaimedItem, PreparedPhoto]]
@@ -68,10 +63,7 @@ class BatchScorer:
         """
         Return the result of each item; a batch that fails is split until the image that causes it is alone.
 
-        images: those of the batch, as `upload` returned them.
-
-        Raises:
-            ProcessUnusable: when the model fails on the probe, too.
+        images: as `upload` returned them. Raises ProcessUnusable when the model fails on the probe, too.
         """
         if not batch:
             return []
@@ -97,11 +89,6 @@ class BatchScorer:
 
     def _run_model(self, batch: Batch, images: Sequence[Prepared], claim: Claim) -> list[Result]:
         """Return scores, and the answers that are still missing."""
-        if not claim.questions:
-            return [
-                Scored(item.image_id, score.value, score.logits, self.dtype, photo.version)
-                for (item, photo), score in zip(batch, self.model.score(images), strict=True)
-            ]
         question_ids = list(claim.questions)
         asked: list[list[int]] = [[] for _ in batch]  # question ids, by image
 
@@ -111,20 +98,22 @@ class BatchScorer:
             asked[index] = claim.to_ask(value, found)
             return [question_ids.index(question_id) for question_id in asked[index]]
 
-        looks = self.model.look(images, list(claim.questions.values()), asks=asks)
+        if question_ids:
+            looks = self.model.look(images, list(claim.questions.values()), asks=asks)
+        else:
+            looks = [(score, []) for score in self.model.score(images)]
         results: list[Result] = []
         for (item, photo), ids, (score, given) in zip(batch, asked, looks, strict=True):
             answers = dict(zip(ids, given, strict=True))
-            if photo.found.score is None or claim.rescore:
+            if photo.found.score is None or claim.rescore or not question_ids:
                 results.append(Scored(item.image_id, score.value, score.logits, self.dtype, photo.version, answers))
             else:
                 results.append(AlreadyScored(item.image_id, photo.version, self.dtype, answers))
         return results
 
     def _check_model(self) -> None:
-        if self.probe is None:
-            return
         try:
-            self.model.score([self.probe])
+            if self.probe is not None:
+                self.model.score([self.probe])
         except Exception as error:
             raise ProcessUnusable(f"the model fails on every image and is loaded again: {one_line(error)}") from error

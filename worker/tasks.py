@@ -32,10 +32,10 @@ def score_chunk(chunk_id: int) -> None:
             claim = process.notices.retry(
                 lambda: leases.claim(process.engine, chunk_id, process.queue_key, process.owner, process.lease_s)
             )
-            process.timer.wake()
+            process.timer_woken.set()  # not here: a Redis that hangs delays no work
             if claim is not None:
                 _score_for_a_turn(process, claim)
-                process.timer.wake()
+                process.timer_woken.set()
     except LeaseLost as lost:
         log.warning("%s; another worker may have it", lost)
     except QsitError as error:
@@ -73,7 +73,7 @@ def _score_for_a_turn(process: Process, claim: Claim) -> None:
             with closing(batches):  # so that its threads end now, also when the lease is lost
                 for results in batches:
                     if not notices.retry(partial(leases.record, engine, claim, results, process.lease_s)):
-                        process.heartbeat.drop_chunk()
+                        process.heartbeat.is_lost = True  # the job was paused or cancelled
                     notices.show(None)
         except LeaseLost:
             raise

@@ -16,9 +16,9 @@ def varlen_attn(
     max_k: int,
     *,
     scale: float,
-    window_size: tuple[int, int],
     enable_gqa: bool,
-    return_aux: AuxRequest | None,
+    window_size: tuple[int, int] = (-1, -1),
+    return_aux: AuxRequest | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Check the arguments, and attend sequence by sequence."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32

@@ -41,7 +41,7 @@ def test_every_gpu_gets_a_process_and_is_counted_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(devices, "_count_gpus", lambda: 2)  # one has failed since
     started: list[str] = []
     monkeypatch.setattr(lifecycle, "current_process", lambda: SimpleNamespace(index=2))
-    monkeypatch.setattr(lifecycle, "end_with_parent", lambda: None)
+    monkeypatch.setattr(lifecycle, "start_thread", lambda *_: None)
     monkeypatch.setattr(process, "start_process", lambda app, settings, device: started.append(device))
     monkeypatch.setattr(process, "current_process", lambda: SimpleNamespace(stopping=None))
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -44,5 +44,4 @@ def _scale(values: NDArray[Any], white_levels: tuple[int, ...]) -> NDArray[np.ui
     """
     brightest = float(values.max())
     white = next((level for level in white_levels if brightest <= 2 * level), max(brightest, 1.0))
-    grey: NDArray[np.uint8] = (np.clip(values / white, 0, 1) * 255).round().astype(np.uint8)
-    return grey
+    return (np.clip(values / white, 0, 1) * 255).round().astype(np.uint8)

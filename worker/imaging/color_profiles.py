@@ -14,17 +14,13 @@ def convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if _is_srgb(ImageCms.getProfileDescription(source).lower()):
+        name = ImageCms.getProfileDescription(source).lower()
+        if "srgb" in name and "linear" not in name:
             return image
         if source.profile.xcolor_space.strip() == "GRAY" and image.mode == "RGB":
             image = image.convert("L")  # Pillow reads some grey images as RGB
-        in_place = image.mode == "RGB"
         target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB", inPlace=in_place)
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB", inPlace=image.mode == "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image  # viewers show photos with broken profiles, too
     return image if converted is None else converted
-
-
-def _is_srgb(description: str) -> bool:
-    return "srgb" in description and "linear" not in description

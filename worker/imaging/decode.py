@@ -23,9 +23,7 @@ from worker.imaging.formats import detect_format, unsupported
 from worker.imaging.jpeg2000 import check_jpeg2000, read_jpeg2000_profile
 
 SUPPORTED_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-
 NO_HEIF = "HEIC/HEIF needs pillow-heif, which this worker lacks: pip install 'qsit[heif]'"
-
 EXIF_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,8 +42,7 @@ def decode(data: bytes, *, max_pixels: int, as_stored: bool = False) -> Image.Im
 
     as_stored: apply Pillow's `convert("RGB")` alone. The plugins' own steps remain: HEIC comes upright, AVIF does not.
 
-    Raises:
-        ImageError: when the data is empty, not an image, unsupported, too large or corrupt.
+    Raises ImageError when the data is empty, not an image, unsupported, too large or corrupt.
     """
     if not data:
         raise ImageError(Reason.EMPTY, "the file has 0 bytes")
@@ -90,11 +87,9 @@ def _open_tiff(file: io.BytesIO) -> Image.Image:
 def _open_heif(file: io.BytesIO) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile  # an extra
-
-        image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
-        return image
     except ImportError as error:
         raise ImageError(Reason.UNSUPPORTED, NO_HEIF) from error
+    return HeifImageFile(file)  # type: ignore[no-untyped-call]
 
 
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
@@ -109,7 +104,6 @@ OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "HEIF": _open_heif,
 }
 """By format. No other decoder gets untrusted bytes."""
-
 CHECKS: dict[str, Callable[[bytes, int], None]] = {
     "WEBP": limits.check_webp,
     "AVIF": limits.check_isobmff,
@@ -143,10 +137,8 @@ def _render(image: Image.Image) -> Image.Image:
     if image.mode in HIGH_BIT_DEPTH_MODES:
         image = scale_to_8_bits(image)
     image = _composite_on_white(image)
-    if image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
     if profile:
-        image = convert_to_srgb(image, profile)
+        image = convert_to_srgb(image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), profile)
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image if transposition is None else image.transpose(transposition)

@@ -6,50 +6,36 @@ from qsit.states import Reason
 SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),  # MPO, too
     (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II\0*", "TIFF"),  # wrong byte order, but Pillow reads it
-    (b"MM*\0", "TIFF"),
-    (b"II+\0", "TIFF"),  # BigTIFF
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    ((b"GIF87a", b"GIF89a"), "GIF"),
+    ((b"II*\0", b"MM\0*", b"II+\0"), "TIFF"),  # the last is BigTIFF
+    ((b"II\0*", b"MM*\0"), "TIFF"),  # wrong byte order, but Pillow reads it
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), "JPEG2000"),
 )
-
 UNSUPPORTED_SIGNATURES = (
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
+    ((b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"), "JPEG XL"),
     (b"MM\0+", "big-endian BigTIFF"),
     (b"8BPS", "Photoshop's PSD"),
     (b"%PDF", "PDF"),
     (b"FUJIFILMCCD-RAW", "Fujifilm raw"),
-    (b"IIRO", "Olympus raw"),
-    (b"IIRS", "Olympus raw"),
+    ((b"IIRO", b"IIRS"), "Olympus raw"),
     (b"IIU\0", "Panasonic raw"),
 )
-
 AVIF_BRANDS = frozenset([b"avif", b"avis"])
 HEVC_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 HEIF_BRANDS = frozenset([b"mif1", b"mif2", b"msf1"])  # of the container, whatever codec it has
 
 
 def detect_format(data: bytes) -> str:
-    """
-    Return JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, JPEG2000 or HEIF.
-
-    Raises:
-        ImageError: when the format is unsupported or unknown.
-    """
-    for signature, name in SIGNATURES:
-        if data.startswith(signature):
+    """Return JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, JPEG2000 or HEIF. Raises ImageError for any other."""
+    for signatures, name in SIGNATURES:
+        if data.startswith(signatures):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[:2] == b"BM" and data[15:18] == b"\0\0\0":  # high bytes of the header's length
         return "BMP"
-    for signature, name in UNSUPPORTED_SIGNATURES:
-        if data.startswith(signature):
+    for signatures, name in UNSUPPORTED_SIGNATURES:
+        if data.startswith(signatures):
             raise unsupported(name)
     if data[4:8] == b"ftyp":
         return _detect_by_brands(data)

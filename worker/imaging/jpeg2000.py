@@ -33,10 +33,9 @@ def check_jpeg2000(data: bytes, max_pixels: int) -> None:
             if components > 1 and depth & 127 > 7:
                 raise unsupported("JPEG 2000 with more than 8 bits per colour")
             _check_parts(-(-right // tile_width) * -(-bottom // tile_height), 1_000 + pixels // 1024)
-        elif marker == COD:
-            _check_parts(components * _count_parts(content[5:], pixels, content[0] & 1), 1_000_000 + pixels // 32)
-        elif marker == COC:
-            _check_parts(components * _count_parts(content[2:], pixels, content[1] & 1), 1_000_000 + pixels // 32)
+        elif marker in (COD, COC):
+            flags, style = (content[0], content[5:]) if marker == COD else (content[1], content[2:])
+            _check_parts(components * _count_parts(style, pixels, flags & 1), 1_000_000 + pixels // 32)
 
 
 def read_jpeg2000_profile(data: bytes) -> bytes | None:

@@ -13,14 +13,8 @@ from worker.imaging.formats import unsupported
 
 MAX_SIDE = 1_000_000
 """In pixels. Pillow's resize allocates a table of 32 bytes per pixel of a side."""
-
 HEIF_PADDING = 64
 HEIF_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
-TIFF_REQUIRED_TAGS = (
-    {ExifTags.Base.ImageWidth},
-    {ExifTags.Base.ImageLength},
-    {ExifTags.Base.StripOffsets, ExifTags.Base.TileOffsets},
-)
 DNG_VERSION = 50706
 SUBFILE_TYPE, OLD_SUBFILE_TYPE = 254, 255
 CFA, LINEAR_RAW = 32803, 34892
@@ -28,12 +22,11 @@ CFA, LINEAR_RAW = 32803, 34892
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise ImageError when an image has more pixels than allowed, or a side is too long."""
+    size = f"{width} x {height} pixels"
     if width * height > max_pixels:
-        message = f"{width} x {height} pixels are more than the limit of {max_pixels:,} (QSIT_MAX_PIXELS)"
-        raise ImageError(Reason.TOO_LARGE, message)
+        raise ImageError(Reason.TOO_LARGE, f"{size} are more than the limit of {max_pixels:,} (QSIT_MAX_PIXELS)")
     if max(width, height) > MAX_SIDE:
-        message = f"{width} x {height} pixels: a side is longer than the limit of {MAX_SIDE:,}"
-        raise ImageError(Reason.TOO_LARGE, message)
+        raise ImageError(Reason.TOO_LARGE, f"{size}: a side is longer than the limit of {MAX_SIDE:,}")
 
 
 def check_webp(data: bytes, max_pixels: int) -> None:
@@ -69,7 +62,10 @@ def check_heif(data: bytes, max_pixels: int) -> None:
 
 def check_tiff(data: bytes, max_pixels: int) -> None:
     """Refuse raw files, which look like TIFFs with a small preview first, and tiles larger than the limit."""
-    tags = _read_first_directory(data)
+    file = io.BytesIO(data)
+    tags = ImageFileDirectory_v2(file.read(16 if data[2] == 43 else 8))  # BigTIFF's header is longer
+    file.seek(tags.next)
+    tags.load(file)
     if DNG_VERSION in tags:
         raise unsupported("raw (DNG)")
     if read_integer(tags, SUBFILE_TYPE) & 1 or read_integer(tags, OLD_SUBFILE_TYPE) == 2 or data[8:10] == b"CR":
@@ -80,7 +76,8 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
         raise unsupported(f"TIFF with {channels} channels")
     if (compression := read_integer(tags, ExifTags.Base.Compression, 1)) not in COMPRESSION_INFO:
         raise unsupported(f"TIFF with compression {compression}")
-    if not all(tags.keys() & alternatives for alternatives in TIFF_REQUIRED_TAGS):
+    has_size = tags.keys() >= {ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength}
+    if not has_size or not tags.keys() & {ExifTags.Base.StripOffsets, ExifTags.Base.TileOffsets}:
         raise ImageError(Reason.CORRUPT, "the file is corrupt: the TIFF's size or pixel offsets are missing")
     tile = read_integer(tags, ExifTags.Base.TileWidth), read_integer(tags, ExifTags.Base.TileLength)
     check_size(*tile, max_pixels)
@@ -92,11 +89,3 @@ def read_integer(tags: Any, tag: int, default: int = 0) -> int:
     if isinstance(value, tuple) and value:
         value = value[0]
     return value if isinstance(value, int) else default
-
-
-def _read_first_directory(data: bytes) -> ImageFileDirectory_v2:
-    file = io.BytesIO(data)
-    tags = ImageFileDirectory_v2(file.read(16 if data[2] == 43 else 8))
-    file.seek(tags.next)
-    tags.load(file)
-    return tags

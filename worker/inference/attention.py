@@ -17,13 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 QUERY_BLOCK = 64
 """Queries of a sequence that `attend_with_lse` takes at a time without the kernel; it holds all their scores."""
-
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary embedding, (tokens, 1, head width) each."""
-
 KVCache = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (tokens, heads, head width) each; the keys are rotated."""
-
 AttentionWithLse = tuple[Tensor, Tensor]
 """The output of attention, (..., heads, head width), and the log-sum-exp of its scores, float32 (..., heads)."""
 
@@ -61,45 +58,32 @@ def apply_rotary(heads: Tensor, rotary: Rotary) -> Tensor:
     return heads * cos + torch.cat((-second, first), dim=2) * sin
 
 
-def attend(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    query_sequences: PackedSequences,
-    key_sequences: PackedSequences,
-    scale: float,
-    *,
-    is_causal: bool = False,
-) -> Tensor:
-    """Attend from each sequence of queries to its sequence of keys; return the shape of the queries."""
+def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, sequences: PackedSequences, scale: float) -> Tensor:
+    """Attend from each token to itself and to those before it in its sequence; return the shape of the queries."""
     if supports_varlen(queries):
-        window = (-1, 0) if is_causal else (-1, -1)
-        return cast(Tensor, _attend_varlen(queries, keys, values, query_sequences, key_sequences, scale, window))
+        return cast(
+            Tensor, _attend_varlen(queries, keys, values, sequences, sequences, scale=scale, window_size=(-1, 0))
+        )
     parts = []
-    for sequence in _split(queries, keys, values, query_sequences, key_sequences):
+    for sequence in zip(*(heads.split(sequences.lengths) for heads in (queries, keys, values)), strict=True):
         q, k, v = (part.transpose(0, 1)[None] for part in sequence)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale, enable_gqa=True)
+        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         parts.append(attended[0].transpose(0, 1))
     return torch.cat(parts)
 
 
 def attend_with_lse(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    query_sequences: PackedSequences,
-    key_sequences: PackedSequences,
-    scale: float,
+    queries: Tensor, keys: Tensor, values: Tensor, q_packing: PackedSequences, k_packing: PackedSequences, scale: float
 ) -> AttentionWithLse:
-    """Attend as `attend` does, without causality; a sequence may have no queries."""
+    """Attend from each sequence of queries, which may be empty, to all of its sequence of keys."""
     if supports_varlen(queries):
-        attended, lse = _attend_varlen(
-            queries, keys, values, query_sequences, key_sequences, scale, return_aux=AuxRequest(lse=True)
-        )
+        options = {"scale": scale, "return_aux": AuxRequest(lse=True)}
+        attended, lse = _attend_varlen(queries, keys, values, q_packing, k_packing, **options)
         # documented as (queries, heads), but the kernel returns (heads, queries)
         return attended, lse.T if lse.shape[0] == queries.shape[1] else lse
     parts = []
-    for q, k, v in _split(queries, keys, values, query_sequences, key_sequences):
+    split = queries.split(q_packing.lengths), keys.split(k_packing.lengths), values.split(k_packing.lengths)
+    for q, k, v in zip(*split, strict=True):
         parts += [attend_padded(block[None], k[None], v[None], scale) for block in q.split(QUERY_BLOCK) if len(block)]
     return torch.cat([attended[0] for attended, _ in parts]), torch.cat([lse[0] for _, lse in parts])
 
@@ -129,27 +113,7 @@ def merge_attention(first: AttentionWithLse, second: AttentionWithLse) -> Tensor
 
 
 def _attend_varlen(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    query_sequences: PackedSequences,
-    key_sequences: PackedSequences,
-    scale: float,
-    window_size: tuple[int, int] = (-1, -1),
-    return_aux: AuxRequest | None = None,
+    q: Tensor, k: Tensor, v: Tensor, q_packing: PackedSequences, k_packing: PackedSequences, **options: Any
 ) -> Any:
-    offsets = query_sequences.cu_seqlens, key_sequences.cu_seqlens
-    longest = max(query_sequences.lengths), max(key_sequences.lengths)
-    options: dict[str, Any] = {"window_size": window_size, "enable_gqa": True, "return_aux": return_aux}
-    return varlen_attn(queries, keys, values, *offsets, *longest, scale=scale, **options)
-
-
-def _split(
-    queries: Tensor, keys: Tensor, values: Tensor, query_sequences: PackedSequences, key_sequences: PackedSequences
-) -> "zip[tuple[Tensor, ...]]":
-    return zip(
-        queries.split(query_sequences.lengths),
-        keys.split(key_sequences.lengths),
-        values.split(key_sequences.lengths),
-        strict=True,
-    )
+    longest = max(q_packing.lengths), max(k_packing.lengths)
+    return varlen_attn(q, k, v, q_packing.cu_seqlens, k_packing.cu_seqlens, *longest, enable_gqa=True, **options)

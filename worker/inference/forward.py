@@ -1,5 +1,5 @@
 """
-The forward passes of the vision tower and the language model.
+The forward pass of the language model, and what it shares with the vision tower.
 
 The modules and weights are those that transformers loaded, with the projections of queries, keys and values joined
 into one matrix. Each docstring names further differences from transformers' forward pass.
@@ -10,50 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm
 
-from worker.inference.attention import KVCache, PackedSequences, Rotary, apply_rotary, attend
+from worker.inference.attention import KVCache, PackedSequences, Rotary, apply_rotary, attend_causally, attend_with_lse
 
 CPU_MLP_BLOCK = 1024
-"""Tokens that go through an MLP of the language model at a time on a CPU: what it makes stays in the cache."""
-
-
-class VisionTower:
-    """SigLIP and the projector. A matrix product embeds the patches, not a convolution."""
-
-    def __init__(self, tower: Any, projector: Any) -> None:
-        self._positions = tower.embeddings.position_embedding.weight
-        self._patch_bias = tower.embeddings.patch_embedding.bias
-        self._patch_weight = tower.embeddings.patch_embedding.weight.flatten(1)
-        self._projector = projector
-        self._layers = list(tower.encoder.layers)
-        for layer in self._layers:
-            _join_qkv(layer.self_attn)
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        """
-        Return the features of the last layer, before its norm, projected.
-
-        patches: (tiles, patches, values of a patch), normalised pixels.
-        returns: (tiles, patches, width of the language model).
-        """
-        hidden = linear(patches, self._patch_weight, self._patch_bias).add_(self._positions)
-        for layer in self._layers:
-            hidden = vision_layer(layer, hidden)
-        return self._projector(hidden)  # type: ignore[no-any-return]
-
-
-def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
-    """Apply a layer of the vision tower: (tiles, patches, width) to the same."""
-    attention = layer.self_attn
-    qkv = linear(layer.layer_norm1(hidden), attention.weight, attention.bias)
-    queries, keys, values = (
-        part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in qkv.chunk(3, dim=2)
-    )
-    attended = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
-    hidden = attention.out_proj(attended.transpose(1, 2).flatten(2)).add_(hidden)
-    inner = layer.mlp.activation_fn(layer.mlp.fc1(layer.layer_norm2(hidden)))
-    return layer.mlp.fc2(inner).add_(hidden)  # type: ignore[no-any-return]
+"""Tokens that go through an MLP at a time on a CPU: what it makes stays in the cache."""
 
 
 class LanguageModel:
@@ -68,7 +30,7 @@ class LanguageModel:
         self._model = model
         self.layers = list(model.layers)
         for layer in self.layers:
-            _join_qkv(layer.self_attn)
+            join_qkv(layer.self_attn)
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Embed token ids: (n,) to (n, width)."""
@@ -86,11 +48,10 @@ class LanguageModel:
 
     def __call__(self, hidden: Tensor, sequences: PackedSequences, kv_cache: KVCache | None = None) -> Tensor:
         """
-        Return the input of the output head for the last token of each sequence.
+        Return the input of the output head for the last token of each sequence: embeddings, (tokens, width), to
+        (sequences, width).
 
-        hidden: (tokens, width), the embeddings.
         kv_cache: receives the keys and values of each layer.
-        returns: (sequences, width).
         """
         rotary = self.rotary_at(sequences.positions, hidden.dtype)
         for layer in self.layers[:-1]:
@@ -104,7 +65,7 @@ def text_layer(
     """Apply a layer of the language model: (tokens, width) to the same."""
     queries, keys, values = project_qkv(layer, hidden, rotary)
     _store(kv_cache, keys, values)
-    attended = attend(queries, keys, values, sequences, sequences, layer.self_attn.scaling, is_causal=True)
+    attended = attend_causally(queries, keys, values, sequences, layer.self_attn.scaling)
     return finish_layer(layer, hidden, attended)
 
 
@@ -113,16 +74,17 @@ def _last_text_layer(
 ) -> Tensor:
     """Apply the last layer: (tokens, width) to (sequences, width), for the last token of each sequence."""
     attention = layer.self_attn
-    width = attention.sizes[0]
+    width = attention.heads[0] * attention.head_dim
     last = sequences.cu_seqlens[1:].long() - 1
     normed = _norm(layer.input_layernorm, hidden)
+    queries = linear(normed[last], attention.weight[:width], attention.bias[:width])
+    queries = apply_rotary(queries.unflatten(1, (-1, attention.head_dim)), (rotary[0][last], rotary[1][last]))
     kv = linear(normed, attention.weight[width:], attention.bias[width:])
-    keys, values = _split_heads(kv.split(attention.sizes[1:], dim=1), attention)
-    (queries,) = _split_heads((linear(normed[last], attention.weight[:width], attention.bias[:width]),), attention)
-    queries, keys = apply_rotary(queries, (rotary[0][last], rotary[1][last])), apply_rotary(keys, rotary)
+    keys, values = kv.unflatten(1, (-1, attention.head_dim)).chunk(2, dim=1)
+    keys = apply_rotary(keys, rotary)
     _store(kv_cache, keys, values)
-    one_each = PackedSequences([1] * len(queries), sequences.device)
-    attended = attend(queries, keys, values, one_each, sequences, attention.scaling)
+    one_each = PackedSequences([1] * len(last), sequences.device)
+    attended, _ = attend_with_lse(queries, keys, values, one_each, sequences, attention.scaling)
     return finish_layer(layer, hidden[last], attended)
 
 
@@ -130,15 +92,14 @@ def project_qkv(layer: Any, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Ten
     """Return rotated queries, rotated keys and values, (tokens, heads, head width) each, of (tokens, width)."""
     attention = layer.self_attn
     qkv = linear(_norm(layer.input_layernorm, hidden), attention.weight, attention.bias)
-    queries, keys, values = _split_heads(qkv.split(attention.sizes, dim=1), attention)
+    queries, keys, values = qkv.unflatten(1, (-1, attention.head_dim)).split(attention.heads, dim=1)
     return apply_rotary(queries, rotary), apply_rotary(keys, rotary), values
 
 
 def finish_layer(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     """Return the output of a layer from its input, (tokens, width), and its attention's output."""
     hidden = layer.self_attn.o_proj(attended.flatten(1)).add_(hidden)
-    blocks = (hidden,) if hidden.is_cuda else hidden.split(CPU_MLP_BLOCK)
-    outputs = [_mlp(layer, block) for block in blocks]
+    outputs = [_mlp(layer, block) for block in hidden.split(len(hidden) if hidden.is_cuda else CPU_MLP_BLOCK)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -153,18 +114,14 @@ def _store(kv_cache: KVCache | None, keys: Tensor, values: Tensor) -> None:
         kv_cache.append((keys, values.contiguous()))  # a view would keep the joined projection alive
 
 
-def _split_heads(parts: Sequence[Tensor], attention: Any) -> list[Tensor]:
-    return [part.unflatten(1, (-1, attention.head_dim)) for part in parts]
-
-
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
     return rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _join_qkv(attention: Any) -> None:
+def join_qkv(attention: Any) -> None:
     """Replace the three projections of an attention module by one weight and one bias."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    attention.sizes = [part.out_features for part in parts]
+    attention.heads = [part.out_features // attention.head_dim for part in parts]
     attention.weight = torch.cat([part.weight for part in parts])
     attention.bias = torch.cat([part.bias for part in parts])
     del attention.q_proj, attention.k_proj, attention.v_proj

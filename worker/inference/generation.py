@@ -1,7 +1,7 @@
 """Answers to questions: greedy generation, or the likelihoods of given choices."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -13,31 +13,19 @@ from worker.inference.shared_prefix import Continuations
 
 LOGITS_BLOCK = 128
 """Tokens whose logits over the whole vocabulary are in memory at a time."""
-
 Head = Callable[[Tensor], Tensor]
 """The output head: (n, width) to logits, float32 (n, vocabulary)."""
 
 
 def answer_questions(
-    continuations: Continuations,
-    questions: Sequence[Question],
-    ids: Sequence[Sequence[int]],
-    head: Head,
-    prompts: Prompts,
+    continuations: Continuations, questions: Sequence[Question], ids: Sequence[list[int]], head: Head, prompts: Prompts
 ) -> list[Answer]:
-    """
-    Answer one question per continuation; the continuations are empty.
-
-    ids: the tokens of each question's prompt, from the image on.
-    """
+    """Answer one question per continuation. ids: the tokens of each question's prompt, from the image on."""
     hidden = continuations.extend(ids)
     last = hidden[torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])]
     answers: dict[int, Answer] = {}
-    for answer, indices in (
-        (generate_greedy, [index for index, question in enumerate(questions) if not question.choices]),
-        (score_choices, [index for index, question in enumerate(questions) if question.choices]),
-    ):
-        if indices:
+    for has_choices, answer in ((False, generate_greedy), (True, score_choices)):
+        if indices := [index for index, question in enumerate(questions) if bool(question.choices) is has_choices]:
             asked = [questions[index] for index in indices]
             some = answer(continuations.select(indices), last[indices], asked, head, prompts)
             answers |= zip(indices, some, strict=True)
@@ -93,7 +81,7 @@ def score_choices(
         for part in (last[index : index + 1], hidden[row, : len(tokens)])
     ]
     targets = [token for _, _, tokens in replies for token in (*tokens, prompts.eos_token_ids[0])]
-    values = iter(_log_probabilities(torch.cat(states), torch.tensor(targets, device=last.device), head).tolist())
+    values = _log_probabilities(torch.cat(states), torch.tensor(targets, device=last.device), head)
     by_choice: list[list[list[float]]] = [[[] for _ in question.choices] for question in questions]
     for index, choice, tokens in replies:
         by_choice[index][choice].append(math.fsum(islice(values, len(tokens) + 1)))
@@ -102,12 +90,9 @@ def score_choices(
 
 def pick_choice(question: Question, log_probabilities: Sequence[Sequence[float]]) -> Answer:
     """
-    Return the most likely choice.
+    Return the most likely choice, from the log-probabilities of each choice's replies.
 
-    log_probabilities: of each choice, those of its replies.
-
-    Raises:
-        ValueError: when one of them is not finite.
+    Raises ValueError when one of them is not finite.
     """
     top = max(map(max, log_probabilities))
     likelihoods = [math.fsum(math.exp(value - top) for value in replies) for replies in log_probabilities]
@@ -117,10 +102,8 @@ def pick_choice(question: Question, log_probabilities: Sequence[Sequence[float]]
     return Answer(question.choices[probabilities.index(max(probabilities))], probabilities=probabilities)
 
 
-def _log_probabilities(states: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Return the log-probability of the token that follows each state: (n, width) and (n,) to (n,)."""
-    parts = []
+def _log_probabilities(states: Tensor, targets: Tensor, head: Head) -> Iterator[float]:
+    """Yield the log-probability of the token that follows each state: (n, width) and (n,) to n numbers."""
     for block, following in zip(states.split(LOGITS_BLOCK), targets.split(LOGITS_BLOCK), strict=True):
         logits = head(block)
-        parts.append(logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(1))
-    return torch.cat(parts)
+        yield from (logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(1)).tolist()

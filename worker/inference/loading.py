@@ -1,7 +1,7 @@
 """Load a checkpoint, and refuse an incomplete one. The only module that imports transformers."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
@@ -16,12 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[Any, Prompts, Tiling]:
-    """
-    Return transformers' model on its device, its prompts and its tiling. The arguments are those of `QSit.load`.
-
-    Raises:
-        CheckpointError: when it cannot be found or read, or lacks weights.
-    """
+    """Return transformers' model on its device, its prompts and its tiling. Arguments and errors are `QSit.load`'s."""
     name = checkpoints.full_name(model)
     folder = checkpoints.fetch(name, revision or checkpoints.resolve(name))
     tiling = Tiling.of_checkpoint(folder)
@@ -30,18 +25,16 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> tuple[
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        loaded, report = cast(
-            tuple[Any, dict[str, Any]],
-            LlavaOnevisionForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=DTYPES[dtype],
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # _check_complete refuses them
-            ),
+        answer: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # _check_complete refuses them
         )
+        loaded, report = answer
     except Exception as error:  # transformers documents none for broken files
         raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {one_line(error)[:300]}") from error
     finally:
@@ -60,16 +53,13 @@ def _check_complete(folder: Path, model: Any, report: dict[str, Any]) -> None:
     """Refuse missing weights, which transformers fills with random numbers, and unsupported architectures."""
     unusable = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
     if unusable:
-        raise CheckpointError(
-            f"{folder} is incomplete: {len(unusable)} weights are missing or of another shape, such as {unusable[0]}"
-        )
+        missing = f"{len(unusable)} weights are missing or of another shape, such as {unusable[0]}"
+        raise CheckpointError(f"{folder} is incomplete: {missing}")
     config = model.config
     if getattr(config.text_config, "tie_word_embeddings", False):
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
-            raise CheckpointError(
-                f"{folder}: this release of transformers leaves the tied output head unset; use another"
-            )
+            raise CheckpointError(f"{folder}: this transformers leaves the tied output head unset; use another release")
     if "sliding_attention" in getattr(config.text_config, "layer_types", ()):
         raise CheckpointError(f"{folder}: sliding-window attention is not supported")
     if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "full":

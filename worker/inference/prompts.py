@@ -11,15 +11,11 @@ from qsit.rating import WORDS
 
 
 class Prompts:
-    """
-    The prompts of one checkpoint.
-
-    eos_token_ids: the tokens that end an answer; training teaches the first of them.
-    """
+    """The prompts of one checkpoint. eos_token_ids: the tokens that end an answer; training teaches the first."""
 
     def __init__(self, folder: Path, tokenizer: Any, image_token_id: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._encode = lru_cache(maxsize=4096)(self._tokenize)  # every batch has the same few texts
+        self._tokenize = lru_cache(maxsize=4096)(tokenizer.encode)  # every batch has the same few texts
         self._template = read_chat_template(folder, tokenizer)
         self._image_token_id = image_token_id
         self.eos_token_ids = tuple(eos_token_ids)
@@ -30,8 +26,7 @@ class Prompts:
 
         reply: what the model's reply begins with, tokenised apart.
 
-        Raises:
-            CheckpointError: when the template does not put exactly one image into the turn.
+        Raises CheckpointError when the template does not put exactly one image into the turn.
         """
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         try:
@@ -48,7 +43,7 @@ class Prompts:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens around it."""
-        return list(self._encode(text))
+        return list(self._tokenize(text, add_special_tokens=False)) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a reply, without surrounding white space."""
@@ -60,9 +55,6 @@ class Prompts:
         if len(set(ids)) != len(WORDS):
             raise CheckpointError("two of the rating words begin with the same token")
         return ids
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
 
 def read_chat_template(folder: Path, tokenizer: Any) -> str:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from worker.inference.attention import KVCache, PackedSequences, attend_padded, attend_with_lse, merge_attention
 from worker.inference.forward import LanguageModel, finish_layer, project_qkv
@@ -24,10 +25,9 @@ class PrefixCache:
 
     def __init__(self, kv_cache: KVCache, sequences: PackedSequences, indices: Sequence[int], drop_last: int) -> None:
         """
-        Take some sequences of a forward pass, each without its last tokens.
+        Take the sequences of a forward pass at some indices, each without its last `drop_last` tokens.
 
         kv_cache: of the pass; it is emptied layer by layer, so that memory never holds more than one layer twice.
-        indices: of the sequences to take. drop_last: tokens to leave out at the end of each.
         """
         offsets = [0, *accumulate(sequences.lengths)]
         parts = [torch.arange(offsets[i], offsets[i + 1] - drop_last, device=sequences.device) for i in indices]
@@ -44,14 +44,11 @@ class Continuations:
 
     def __init__(self, model: LanguageModel, prefixes: PrefixCache, prefix_indices: Sequence[int]) -> None:
         """prefix_indices: the prefix of each continuation, in ascending order."""
-        self._model = model
-        self._prefixes = prefixes
-        self._prefix_indices = list(prefix_indices)
+        self._model, self._prefixes, self._prefix_indices = model, prefixes, prefix_indices
         self._lengths = [0] * len(prefix_indices)
-        self._kv_cache: KVCache = [
-            (_empty(keys, len(prefix_indices)), _empty(values, len(prefix_indices)))
-            for keys, values in prefixes.kv_cache
-        ]
+        keys, _ = prefixes.kv_cache[0]
+        empty = keys.new_empty(len(prefix_indices), 0, *keys.shape[1:])
+        self._kv_cache: KVCache = [(empty, empty)] * len(prefixes.kv_cache)
 
     def select(self, indices: Sequence[int]) -> "Continuations":
         """Return copies of some continuations, in ascending order; an index may come several times."""
@@ -70,13 +67,14 @@ class Continuations:
         prefixes, most = self._prefixes, max(map(len, ids))
         device = prefixes.sequences.device
         padded = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in ids], device=device)
-        prefix_lengths = [prefixes.sequences.lengths[index] for index in self._prefix_indices]
+        lengths = prefixes.sequences.lengths
         slots = torch.tensor(self._lengths, device=device)[:, None] + torch.arange(most, device=device)
-        positions = torch.tensor(prefix_lengths, device=device)[:, None] + slots
-        capacity = self._reserve(max(self._lengths) + most)
-        mask = torch.arange(capacity, device=device) <= slots[:, :, None]
+        positions = torch.tensor([lengths[index] for index in self._prefix_indices], device=device)[:, None] + slots
+        self._reserve(max(self._lengths) + most)
+        mask = torch.arange(self._kv_cache[0][0].shape[1], device=device) <= slots[:, :, None]
         rows = torch.arange(len(ids), device=device)[:, None]
-        query_sequences = self._pack_queries(most)
+        counts = Counter(self._prefix_indices)
+        queries_by_prefix = PackedSequences([counts[index] * most for index in range(len(lengths))], device)
         hidden = self._model.embed(padded.flatten())
         rotary = self._model.rotary_at(positions.flatten(), hidden.dtype)
         for layer, prefix, (own_keys, own_values) in zip(
@@ -86,31 +84,16 @@ class Continuations:
             queries, keys, values = project_qkv(layer, hidden, rotary)
             own_keys[rows, slots] = keys.unflatten(0, (-1, most))
             own_values[rows, slots] = values.unflatten(0, (-1, most))
-            to_prefix = attend_with_lse(queries, *prefix, query_sequences, prefixes.sequences, scale)
+            to_prefix = attend_with_lse(queries, *prefix, queries_by_prefix, prefixes.sequences, scale)
             to_own, own_lse = attend_padded(queries.unflatten(0, (-1, most)), own_keys, own_values, scale, mask)
             attended = merge_attention(to_prefix, (to_own.flatten(0, 1), own_lse.flatten(0, 1)))
             hidden = finish_layer(layer, hidden, attended)
         self._lengths = [length + len(row) for length, row in zip(self._lengths, ids, strict=True)]
         return self._model.final_norm(hidden).unflatten(0, (-1, most))  # type: ignore[no-any-return]
 
-    def _reserve(self, tokens: int) -> int:
-        """Make room for so many tokens of each continuation; return the capacity."""
-        capacity = self._kv_cache[0][0].shape[1]
-        if tokens > capacity:
-            growth = tokens - capacity + KV_GROWTH_TOKENS
-            self._kv_cache = [(_grow(keys, growth), _grow(values, growth)) for keys, values in self._kv_cache]
-        return self._kv_cache[0][0].shape[1]
-
-    def _pack_queries(self, tokens: int) -> PackedSequences:
-        """Return the queries of each prefix, from `tokens` of each of its continuations."""
-        counts = Counter(self._prefix_indices)
-        sequences = self._prefixes.sequences
-        return PackedSequences([counts[index] * tokens for index in range(len(sequences.lengths))], sequences.device)
-
-
-def _empty(prefix: Tensor, count: int) -> Tensor:
-    return prefix.new_empty(count, 0, *prefix.shape[1:])
-
-
-def _grow(tensor: Tensor, tokens: int) -> Tensor:
-    return torch.cat((tensor, tensor.new_zeros(len(tensor), tokens, *tensor.shape[2:])), dim=1)
+    def _reserve(self, tokens: int) -> None:
+        """Make room for so many tokens of each continuation."""
+        missing = tokens - self._kv_cache[0][0].shape[1]
+        if missing > 0:
+            padding = (0, 0, 0, 0, 0, missing + KV_GROWTH_TOKENS)  # behind the tokens
+            self._kv_cache = [(pad(keys, padding), pad(values, padding)) for keys, values in self._kv_cache]

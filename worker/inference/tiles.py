@@ -19,6 +19,8 @@ from PIL import Image
 
 from qsit.errors import CheckpointError
 
+Zeros = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -26,30 +28,22 @@ class Prepared:
     An image that is ready for the model.
 
     tiles: (n, size, size, 3) uint8; the first shows the whole image, the others are cut from it row by row.
-    width, height: of the image, in pixels.
-    tokens: of the image in the language model.
     """
 
     tiles: NDArray[np.uint8]
-    width: int
+    width: int  # of the image, in pixels
     height: int
-    tokens: int
+    tokens: int  # of the image in the language model
 
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    How the features of a grid of tiles become tokens.
+    """How the features of a grid of tiles become tokens."""
 
-    tiles: rows and columns of tiles.
-    top, left: rows and columns of features to crop as padding, on each of two sides.
-    rows, columns: of features, after shrinking.
-    """
-
-    tiles: tuple[int, int]
-    top: int
-    left: int
-    rows: int
+    tiles: tuple[int, int]  # rows and columns of tiles
+    top: int  # rows of features to crop as padding, above and below
+    left: int  # columns, on the left and the right
+    rows: int  # of features, after shrinking
     columns: int
 
 
@@ -71,15 +65,19 @@ class Tiling:
         """
         Read config.json and preprocessor_config.json, or processor_config.json, where transformers 5 nests the latter.
 
-        Raises:
-            CheckpointError: when a file or value is missing, or asks for unsupported preprocessing.
+        Raises CheckpointError when a file or value is missing, or asks for unsupported preprocessing.
         """
         try:
             config = json.loads((folder / "config.json").read_text())
-            steps = _read_preprocessing(folder)
-            vision = config["vision_config"]
+            if (file := folder / "preprocessor_config.json").exists():
+                steps = json.loads(file.read_text())
+            else:
+                steps = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+            vision, size = config["vision_config"], steps["size"]
+            if size["height"] != size["width"]:
+                raise ValueError(f"tiles of {size['height']} x {size['width']} px are not square")
             tiling = cls(
-                size=_square_side(steps["size"]),
+                size=size["height"],
                 pinpoints=tuple((int(h), int(w)) for h, w in steps["image_grid_pinpoints"]),
                 resample=Image.Resampling(steps.get("resample", Image.Resampling.BICUBIC)),
                 scale=float(steps.get("rescale_factor", 1 / 255)),
@@ -99,25 +97,17 @@ class Tiling:
             needed, given = step != "do_center_crop", steps.get(step)
             if given is not None and bool(given) is not needed:
                 raise CheckpointError(f"{folder}: preprocessing with {step} {'on' if given else 'off'} is unsupported")
-        if self.size != config["vision_config"]["image_size"]:
-            expected = config["vision_config"]["image_size"]
+        if self.size != (expected := config["vision_config"]["image_size"]):
             raise CheckpointError(f"{folder}: tiles of {self.size} px for a vision tower of {expected} px")
         pinpoints = tuple(tuple(pair) for pair in config["image_grid_pinpoints"])
         if not pinpoints or pinpoints != self.pinpoints or any(side % self.size for pair in pinpoints for side in pair):
-            raise CheckpointError(
-                f"{folder}: the pinpoints of model and preprocessor differ, or are not multiples of the tile size"
-            )
+            problem = "the pinpoints of model and preprocessor differ, or are not multiples of the tile size"
+            raise CheckpointError(f"{folder}: {problem}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
             raise CheckpointError(f"{folder}: mean and std must have three numbers each, and std no 0")
 
-    def prepare(
-        self, image: Image.Image, zeros: Callable[[tuple[int, ...]], NDArray[np.uint8]] | None = None
-    ) -> Prepared:
-        """
-        Cut an RGB image into tiles. Releases the interpreter lock while it resizes.
-
-        zeros: makes the array for the tiles; NumPy does by default.
-        """
+    def prepare(self, image: Image.Image, zeros: Zeros | None = None) -> Prepared:
+        """Cut an RGB image into tiles, in an array from `zeros`, or NumPy. Resizing releases the interpreter lock."""
         width, height = image.size
         grid_height, grid_width = select_best_resolution(width, height, self.pinpoints)
         shape = (1 + grid_height * grid_width // self.size**2, self.size, self.size, 3)
@@ -173,18 +163,3 @@ def _fit_inside(width: int, height: int, grid_width: int, grid_height: int) -> t
     if scale_width < scale_height:
         return grid_width, min(math.ceil(height * scale_width), grid_height)
     return min(math.ceil(width * scale_height), grid_width), grid_height
-
-
-def _read_preprocessing(folder: Path) -> dict[str, Any]:
-    file = folder / "preprocessor_config.json"
-    if file.exists():
-        steps: dict[str, Any] = json.loads(file.read_text())
-        return steps
-    nested: dict[str, Any] = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    return nested
-
-
-def _square_side(size: dict[str, int]) -> int:
-    if size["height"] != size["width"]:
-        raise ValueError(f"tiles of {size['height']} x {size['width']} px are not square")
-    return size["height"]
