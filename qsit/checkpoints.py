@@ -28,8 +28,7 @@ def resolve(model: str, revision: str | None = None) -> str:
     Return the current revision of a model: a commit of the Hub, or a hash of the folder's files. When the Hub cannot
     be reached, the commit comes from the local cache.
 
-    Raises:
-        CheckpointError: when the model or revision does not exist, or the Hub is needed and cannot be reached.
+    Raises CheckpointError when the model or revision does not exist, or the Hub is needed and cannot be reached.
     """
     if model == DEMO or _is_folder(model):
         found = _hash_folder(_find_folder(model))
@@ -43,8 +42,7 @@ def fetch(model: str, revision: str) -> Path:
     """
     Return the folder of exactly this revision. Download it if necessary.
 
-    Raises:
-        CheckpointError: when it cannot be downloaded, or the folder's files no longer have the revision.
+    Raises CheckpointError when it cannot be downloaded, or the folder's files no longer have the revision.
     """
     if model == DEMO or _is_folder(model):
         folder = _find_folder(model)

@@ -68,12 +68,7 @@ BUILTIN_QUESTIONS = {
 
 
 def check_size(question: Question) -> None:
-    """
-    Check that the ledger can store a question.
-
-    Raises:
-        UsageError: when its text and choices are too long.
-    """
+    """Check that the ledger can store a question. Raises UsageError when its text and choices are too long."""
     parts = (question.text, json.dumps(question.choices, ensure_ascii=False), question.generation)
     if sum(len(part.encode()) for part in parts) > MAX_QUESTION_BYTES:
         name = f"{question.name[:60]}{'...' if len(question.name) > 60 else ''}"

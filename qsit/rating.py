@@ -41,8 +41,7 @@ def score_of(logits: Sequence[float]) -> Score:
     """
     Return the score of five rating logits: their softmax, weighted with WEIGHTS (arXiv 2503.09197).
 
-    Raises:
-        ValueError: when a logit is infinite or NaN.
+    Raises ValueError when a logit is infinite or NaN.
     """
     if not all(map(math.isfinite, logits)):
         raise ValueError("the model gave no finite rating")

@@ -18,12 +18,7 @@ BROKERS = ("redis", "rediss", "sentinel", "redis+socket")
 
 
 def load() -> "Settings":
-    """
-    Return the settings of this process.
-
-    Raises:
-        UsageError: when a variable has a bad value; names the variable.
-    """
+    """Return the settings of this process. Raises UsageError when a variable has a bad value; names the variable."""
     try:
         return Settings()
     except ValidationError as error:

@@ -35,9 +35,8 @@ class LocalReader:
         """
         Open a photo if it still has the version that was listed.
 
-        Raises:
-            ImageError: when the file is gone, changed, unreadable, too large, not a file, or outside the roots.
-            WorkerFault: when no root of this worker covers it, or its root is not mounted.
+        Raises ImageError when the file is gone, changed, unreadable, too large, not a file, or outside the roots.
+        Raises WorkerFault when no root of this worker covers it, or its root is not mounted.
         """
         path = path_name(uri)
         descriptor = self._open(path, version)

@@ -35,12 +35,7 @@ class LocalSource:
         return {str(self.path.parent), os.path.dirname(os.path.realpath(self.path))}
 
     def check(self, _: Listing) -> None:
-        """
-        Check that the source exists.
-
-        Raises:
-            SourceError: when it does not.
-        """
+        """Check that the source exists. Raises SourceError when it does not."""
         try:
             self.path.stat()
         except OSError as error:
@@ -54,8 +49,7 @@ class LocalSource:
         of_list: whether the source is an entry of a list. If it does not exist, it is still yielded: its photo fails as
         missing, not the list.
 
-        Raises:
-            SourceError: when the source does not exist or cannot be listed.
+        Raises SourceError when the source does not exist or cannot be listed.
         """
         try:
             status = self.path.stat()

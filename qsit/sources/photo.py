@@ -41,11 +41,6 @@ def file_version(status: os.stat_result) -> str:
 
 
 def check_bytes(size: int) -> None:
-    """
-    Check that a file of this size may be read into memory.
-
-    Raises:
-        ImageError: when it is too large.
-    """
+    """Check that a file of this size may be read into memory. Raises ImageError when it is too large."""
     if size > MAX_BYTES:
         raise ImageError(Reason.TOO_LARGE, f"the file has {size:,} bytes, more than the limit of {MAX_BYTES:,}")

@@ -34,9 +34,8 @@ class Reader:
         """
         Open a photo if it still has the version that was listed.
 
-        Raises:
-            ImageError: when it has another version, or cannot be read through a fault of the photo.
-            WorkerFault: when no root of this worker covers it, or the worker cannot read what others may.
+        Raises ImageError when it has another version, or cannot be read through a fault of the photo. Raises
+        WorkerFault when no root of this worker covers it, or the worker cannot read what others may.
         """
         if uri.startswith(S3_SCHEME):
             return self._s3.opened(uri, version)

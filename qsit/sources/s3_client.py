@@ -17,8 +17,7 @@ def object_version(response: dict[str, Any]) -> str:
     """
     Return the version in an entry of a listing or in the response to a GET.
 
-    Raises:
-        ValueError: when the response is not from an S3 server.
+    Raises ValueError when the response is not from an S3 server.
     """
     size = response.get("Size", response.get("ContentLength"))
     etag = response.get("ETag", "").removeprefix("W/").strip('"')

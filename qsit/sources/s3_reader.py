@@ -43,9 +43,8 @@ class S3Reader:
         """
         Open a photo at `version`, or at its current version if that is UNKNOWN_VERSION.
 
-        Raises:
-            ImageError: when it is gone, changed, archived or too large, or S3 returns others of its bucket but not it.
-            WorkerFault: when it is outside the roots, or S3, its credentials or the network are at fault.
+        Raises ImageError when it is gone, changed, archived or too large, or S3 returns others of its bucket but not
+        it. Raises WorkerFault when it is outside the roots, or S3, its credentials or the network are at fault.
         """
         if not self._may_open(uri):
             raise WorkerFault(f"{uri} is under none of this worker's roots; start it with --root, or set QSIT_ROOTS")

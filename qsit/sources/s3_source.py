@@ -34,12 +34,7 @@ class S3Source:
         return {s3_uri(self.bucket) if self.key.endswith("*") else self.name}
 
     def check(self, listing: Listing) -> None:
-        """
-        Check that the source can be listed.
-
-        Raises:
-            SourceError: when it cannot; says what to do.
-        """
+        """Check that the source can be listed. Raises SourceError when it cannot; says what to do."""
         with _translate_errors(listing.s3, self.bucket):
             listing.s3.connect().list_objects_v2(Bucket=self.bucket, Prefix=self.key.removesuffix("*"), MaxKeys=1)
 
@@ -50,8 +45,7 @@ class S3Source:
         of_list: whether the source is an entry of a list. An object is then yielded without a request to S3, with an
         unknown version.
 
-        Raises:
-            SourceError: when the bucket cannot be listed.
+        Raises SourceError when the bucket cannot be listed.
         """
         if self.key.endswith("*"):
             yield from _walk_prefix(listing, self.bucket, self.key[:-1])

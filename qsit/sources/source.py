@@ -8,22 +8,12 @@ Source = LocalSource | S3Source
 
 
 def parse_source(text: str) -> Source:
-    """
-    Parse a path, a file:/// URI or an s3:// URI.
-
-    Raises:
-        SourceError: when it is none of these.
-    """
+    """Parse a path, a file:/// URI or an s3:// URI. Raises SourceError when it is none of these."""
     return S3Source(*split_s3_uri(text)) if text.startswith(S3_SCHEME) else LocalSource(local_path(text))
 
 
 def parse_below(text: str, folder: Source) -> Source:
-    """
-    Parse a path or URI. A relative path is below the folder.
-
-    Raises:
-        SourceError: when it is neither.
-    """
+    """Parse a path or URI. A relative path is below the folder. Raises SourceError when it is neither."""
     if text.startswith("/") or "://" in text:
         return parse_source(text)
     return parse_source(f"{folder.name.rstrip('/')}/{text}")
@@ -34,8 +24,7 @@ def parse_uri_pattern(text: str) -> str:
     Parse what `--under` takes into a pattern for URIs: a photo or folder, with all below it. A `*` at the end stands
     for every URI that begins with the text before it. The pattern is the same whether or not the folder exists here.
 
-    Raises:
-        SourceError: when the text is neither a path nor a file:/// or s3:// URI.
+    Raises SourceError when the text is neither a path nor a file:/// or s3:// URI.
     """
     if text.startswith(S3_SCHEME):
         return parse_source(text).name

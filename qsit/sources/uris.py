@@ -16,8 +16,7 @@ def local_path(source: str) -> Path:
     """
     Return the absolute path of a local source, links not resolved.
 
-    Raises:
-        SourceError: when it is a URL other than file:///, or no file can have the name.
+    Raises SourceError when it is a URL other than file:///, or no file can have the name.
     """
     if "\0" in source:
         raise SourceError(f"cannot read {source!r}: the name contains a NUL byte")
@@ -66,8 +65,7 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     """
     Return bucket and key of an s3:// URI; the key may be empty.
 
-    Raises:
-        SourceError: when it names no bucket, or no object can have the key.
+    Raises SourceError when it names no bucket, or no object can have the key.
     """
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     if not uri.startswith(S3_SCHEME) or not BUCKET.fullmatch(bucket):
