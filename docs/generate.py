@@ -75,7 +75,8 @@ def _section(path: str, context: click.Context) -> str:
 
 def _settings_page() -> str:
     rows = (
-        f"| `{variable}` | {_default(field)} | {field.description} |\n" for variable, field in public_settings().items()
+        f"| `{variable}` | {_default(field)} | {' '.join((field.description or '').split())} |\n"
+        for variable, field in public_settings().items()
     )
     return NOTE + SETTINGS + "".join(rows) + OTHER_VARIABLES
 

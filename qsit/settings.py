@@ -47,70 +47,43 @@ def _parse_root(root: str) -> str:
 class Settings(BaseSettings):
     """The values of the `QSIT_*` variables."""
 
-    model_config = SettingsConfigDict(env_prefix="QSIT_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="QSIT_", frozen=True, env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
-    database_url: str = Field(
-        default_factory=default_database_url,
-        description="`sqlite:////path/qsit.db` or `postgresql://user:password@host/name`. "
-        "When unset, SQLite in the user's data folder.",
-    )
-    broker_url: str | None = Field(
-        default=None,
-        description="The Redis or Valkey that holds the queue. When unset, `submit` and `worker` use "
-        "`redis://localhost:6379/0`, and `score` starts a private queue.",
-    )
-    model: str = Field(
-        default=DEFAULT, description="The default of `--model`: a Hub id, a checkpoint folder or `demo`."
-    )
-    revision: str | None = Field(
-        default=None,
-        description="The default of `--revision`: a commit, tag or branch. When unset, the newest; it applies to "
-        "`QSIT_MODEL` only.",
-    )
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?(,cuda:\d+)*)$",
-        description="The default of `--device`: `auto` (every GPU, or the CPU if there is none), `cpu`, `cuda` "
-        "(the first GPU), or a list such as `cuda:0,cuda:1`.",
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None,
-        description="The precision of the model: `float32`, `bfloat16` or `float16`. When unset, `float16` on CUDA "
-        "and `float32` on a CPU.",
-    )
-    batch_tokens: int | None = Field(
-        default=None,
-        gt=0,
-        description="Image tokens in one batch; halved when memory runs out. When unset, 65536 on CUDA, fewer on a "
-        "GPU with little memory, and 8192 on a CPU.",
-    )
-    loaders: int = Field(
-        default_factory=lambda: min(os.cpu_count() or 1, 16),
-        gt=0,
-        le=256,
-        description="Threads per worker process that read photos and cut them into tiles. When unset, the number of "
-        "cores, at most 16.",
-    )
-    roots: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Folders and `s3://` places that a worker may read, separated as in `PATH`, or a JSON list. "
-        "When unset, and without `--root`, a worker opens no photos.",
-    )
-    lease_s: float = Field(
-        default=180.0,
-        ge=1.0,
-        allow_inf_nan=False,
-        description="Seconds after which the chunk of a silent worker is sent again. It must be the same on every "
-        "machine.",
-    )
-    max_pixels: int = Field(default=200_000_000, gt=0, description="The most pixels of a photo that is opened.")
-    decode_s: float = Field(
-        default=60.0, gt=0, allow_inf_nan=False, description="Seconds that decoding one photo may take."
-    )
-    s3_endpoint_url: str | None = Field(
-        default=None,
-        description="The URL of an S3-compatible server. When unset, AWS or what boto3's own settings say.",
-    )
+    database_url: str = Field(default_factory=default_database_url)
+    """`sqlite:////path/qsit.db` or `postgresql://user:password@host/name`. When unset, SQLite in the user's data
+    folder."""
+    broker_url: str | None = None
+    """The Redis or Valkey that holds the queue. When unset, `submit` and `worker` use `redis://localhost:6379/0`, and
+    `score` starts a private queue."""
+    model: str = DEFAULT
+    """The default of `--model`: a Hub id, a checkpoint folder or `demo`."""
+    revision: str | None = None
+    """The default of `--revision`: a commit, tag or branch. When unset, the newest; it applies to `QSIT_MODEL` only."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?(,cuda:\d+)*)$")
+    """The default of `--device`: `auto` (every GPU, or the CPU if there is none), `cpu`, `cuda` (the first GPU), or a
+    list such as `cuda:0,cuda:1`."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The precision of the model: `float32`, `bfloat16` or `float16`. When unset, `float16` on CUDA and `float32` on a
+    CPU."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Image tokens in one batch; halved when memory runs out. When unset, 65536 on CUDA, fewer on a GPU with little
+    memory, and 8192 on a CPU."""
+    loaders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 16), gt=0, le=256)
+    """Threads per worker process that read photos and cut them into tiles. When unset, the number of cores, at most
+    16."""
+    roots: Annotated[tuple[str, ...], NoDecode] = ()
+    """Folders and `s3://` places that a worker may read, separated as in `PATH`, or a JSON list. When unset, and
+    without `--root`, a worker opens no photos."""
+    lease_s: float = Field(default=180.0, ge=1.0, allow_inf_nan=False)
+    """Seconds after which the chunk of a silent worker is sent again. It must be the same on every machine."""
+    max_pixels: int = Field(default=200_000_000, gt=0)
+    """The most pixels of a photo that is opened."""
+    decode_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds that decoding one photo may take."""
+    s3_endpoint_url: str | None = None
+    """The URL of an S3-compatible server. When unset, AWS or what boto3's own settings say."""
 
     # `qsit score` sets these for its private worker
     private_run: str | None = None
