@@ -23,18 +23,18 @@ from tests.support.ledger import SPEC, claimed, expire_leases, good, listed, pho
 
 
 def by_number(uri: str) -> float:
-    """A score from the last digit of a photo's name."""
+    """Return a score from the last digit of a photo's name."""
     return int(uri.removesuffix(".jpg")[-1]) / 10
 
 
 def answers_in(engine: Engine) -> list[tuple[str, str, str]]:
-    """All answers about current versions, as SQL users see them: photo, question, answer."""
+    """Return the view of answers: photo, question, answer."""
     with reading(engine) as connection:
         rows = connection.execute(text("SELECT uri, question, answer FROM qsit_answers ORDER BY uri, question"))
         return [(row.uri, row.question, row.answer) for row in rows]
 
 
-def test_a_job_hands_its_questions_to_the_worker_in_their_order(engine: Engine) -> None:
+def test_a_claim_has_the_questions_of_its_job_in_order(engine: Engine) -> None:
     short = replace(WHY, name="short", max_new_tokens=20)
     job_id = listed(engine, photos(2), replace(ASKING, questions=(WHY, SHARP, short), ask_below=0.4))
 
@@ -45,7 +45,7 @@ def test_a_job_hands_its_questions_to_the_worker_in_their_order(engine: Engine) 
     assert [item.found for item in claim.items] == [ExistingResults()] * 2
 
 
-def test_questions_with_the_same_answer_are_one_under_the_name_it_was_asked_by_last(engine: Engine) -> None:
+def test_equal_questions_are_stored_once_with_the_latest_name(engine: Engine) -> None:
     listed(engine, photos(2), replace(ASKING, questions=(WHY, SHARP, replace(WHY, name="why"))))
     listed(engine, photos(2), replace(ASKING, key="b", questions=(replace(SHARP, name="focus"),)))
 
@@ -63,7 +63,7 @@ def test_a_question_too_long_for_an_index_is_refused_and_leaves_no_job(engine: E
         assert connection.execute(select(func.count()).select_from(JobRow)).scalar() == 0
 
 
-def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
+def test_dropping_an_empty_job_drops_its_questions(engine: Engine) -> None:
     job = jobs.open_job(engine, ASKING)
     listing.begin_listing(engine, job.id)
 
@@ -74,7 +74,7 @@ def test_an_empty_job_takes_its_questions_with_it(engine: Engine) -> None:
         assert connection.execute(select(func.count()).select_from(JobQuestionRow)).scalar() == 0
 
 
-def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
+def test_a_job_scores_photos_and_asks_about_them(engine: Engine) -> None:
     job_id = listed(engine, photos(3), ASKING)
 
     assert score_and_answer(engine) == (3, 6)
@@ -88,7 +88,7 @@ def test_photos_are_scored_and_asked_about_at_once(engine: Engine) -> None:
     assert first.answers[0].answered_at >= first.scored_at
 
 
-def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_none(engine: Engine) -> None:
+def test_a_new_question_about_scored_photos_scores_nothing_again(engine: Engine) -> None:
     listed(engine, photos(5))
     score_all(engine)
 
@@ -103,7 +103,7 @@ def test_a_new_question_about_a_scored_library_asks_of_every_photo_and_scores_no
     assert scored_by == {1, second}
 
 
-def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
+def test_an_answered_question_is_not_asked_again(engine: Engine) -> None:
     listed(engine, photos(5), ASKING)
     score_and_answer(engine)
 
@@ -117,7 +117,7 @@ def test_what_was_asked_is_not_asked_again(engine: Engine) -> None:
     assert {question for _, question, _ in answers_in(engine)} == {"overall", "sharpness", "noise"}
 
 
-def test_what_others_were_asked_about_is_asked_of_the_rest(engine: Engine) -> None:
+def test_a_question_is_asked_about_the_photos_without_its_answer(engine: Engine) -> None:
     listed(engine, photos(3), ASKING)
     score_and_answer(engine)
     listed(engine, photos(5), replace(SPEC, key="scores"))
@@ -152,7 +152,7 @@ def test_longer_answers_and_other_choices_are_other_questions(engine: Engine) ->
     assert score_and_answer(engine) == (0, 2)
 
 
-def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
+def test_ask_below_asks_only_about_photos_with_lower_scores(engine: Engine) -> None:
     listed(engine, photos(8))
     score_and_answer(engine, by_number)
 
@@ -167,7 +167,7 @@ def test_only_photos_below_a_score_are_asked_about(engine: Engine) -> None:
     assert job_progress(engine, third).skipped == 10
 
 
-def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
+def test_a_claim_settles_what_another_job_scored_and_answered(engine: Engine) -> None:
     listed(engine, photos(8), replace(SPEC, priority=2))
     listed(engine, photos(1), replace(ASKING, priority=1))
     third = listed(engine, photos(10), replace(ASKING, key="third", ask_below=0.3))
@@ -186,7 +186,7 @@ def test_what_another_job_has_found_meanwhile_is_settled_at_the_claim(engine: En
     assert job_progress(engine, third).scored == 6
 
 
-def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine) -> None:
+def test_a_claim_returns_partly_answered_items_with_their_answers(engine: Engine) -> None:
     listed(engine, photos(2), replace(ASKING, key="first", questions=(SHARP,)))
     score_and_answer(engine)
     listed(engine, photos(3), ASKING)
@@ -196,8 +196,10 @@ def test_what_is_answered_in_part_is_returned_with_what_there_is(engine: Engine)
     names = [{claim.questions[each].name for each in item.found.answered} for item in claim.items]
     assert names == [{"sharpness"}, {"sharpness"}, set()]
     assert [[claim.questions[each].name for each in claim.to_ask(0.5, item.found)] for item in claim.items] == [
-        ["overall"], ["overall"], ["overall", "sharpness"],
-    ]  # fmt: skip
+        ["overall"],
+        ["overall"],
+        ["overall", "sharpness"],
+    ]
 
 
 def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
@@ -210,11 +212,12 @@ def test_rescoring_asks_again_and_overwrites(engine: Engine) -> None:
 
     (result, _) = find_results(engine, ResultFilter(answers=True))
     assert [(each.answer, each.job) for each in result.answers] == [
-        (Answer("Bad.", cut=True), second), (answer_to(SHARP), first),
-    ]  # fmt: skip
+        (Answer("Bad.", cut=True), second),
+        (answer_to(SHARP), first),
+    ]
 
 
-def test_another_procedure_has_answers_of_its_own(engine: Engine) -> None:
+def test_answers_belong_to_one_procedure(engine: Engine) -> None:
     listed(engine, photos(2), ASKING)
     score_and_answer(engine)
 
@@ -224,7 +227,7 @@ def test_another_procedure_has_answers_of_its_own(engine: Engine) -> None:
     assert len(answers_in(engine)) == 8
 
 
-def test_a_photo_that_has_changed_is_asked_about_anew(engine: Engine) -> None:
+def test_a_changed_photo_is_asked_about_again(engine: Engine) -> None:
     listed(engine, photos(3), ASKING)
     score_and_answer(engine, answer=lambda _: Answer("old"))
 
@@ -246,7 +249,7 @@ TEXTS = {
 }
 
 
-def test_answers_are_kept_as_they_are(engine: Engine) -> None:
+def test_answers_are_stored_unchanged(engine: Engine) -> None:
     questions = tuple(Question(name, f"{name}?") for name in TEXTS)
     listed(engine, photos(1), replace(ASKING, questions=questions))
 
@@ -257,7 +260,7 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
     assert [(each, question, TEXTS[question]) for each, question, _ in answers_in(engine)] == answers_in(engine)
 
 
-def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
+def test_characters_that_databases_refuse_are_escaped(engine: Engine) -> None:
     odd = Question("odd\0", "is this odd: \0 \udcff?", ("a\0", "问"))
     listed(engine, photos(1), replace(ASKING, questions=(odd, WHY)))
 
@@ -269,7 +272,7 @@ def test_what_no_database_takes_is_spelled_out(engine: Engine) -> None:
     assert result.answers[0].choices == ("a\\0", "问")
 
 
-def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
+def test_probabilities_are_stored_exactly(engine: Engine) -> None:
     probabilities = (1 / 3, 2 / 3 - 1e-300, 1e-300)
     listed(engine, photos(1), replace(ASKING, questions=(SHARP,)))
 
@@ -279,7 +282,7 @@ def test_probabilities_are_kept_to_the_last_digit(engine: Engine) -> None:
     assert result.answers[0].answer == Answer("low", probabilities=probabilities)
 
 
-def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
+def test_a_worker_without_the_lease_writes_no_answers(engine: Engine) -> None:
     listed(engine, photos(2, version=UNKNOWN_VERSION), ASKING)
     late = claimed(engine)
     first, second = late.items
@@ -299,7 +302,7 @@ def test_who_has_lost_the_lease_writes_no_answers(engine: Engine) -> None:
         assert connection.execute(select(func.count()).select_from(AnswerRow)).scalar() == 0
 
 
-def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
+def test_answers_recorded_twice_are_stored_once(engine: Engine) -> None:
     job_id = listed(engine, photos(1), ASKING)
     claim = claimed(engine)
     (item,) = claim.items
@@ -313,7 +316,7 @@ def test_answers_recorded_twice_are_there_once(engine: Engine) -> None:
     assert len(answers_in(engine)) == 2
 
 
-def test_a_version_that_was_learnt_has_the_answers(engine: Engine) -> None:
+def test_a_learned_version_gets_the_answers(engine: Engine) -> None:
     listed(engine, photos(1, version="v1"))
     score_all(engine)
     listed(engine, photos(2, version=UNKNOWN_VERSION), ASKING)
@@ -355,7 +358,7 @@ def test_a_photo_that_failed_while_it_was_asked_about_can_be_retried(engine: Eng
     assert job_progress(engine, second).state is JobState.FINISHED
 
 
-def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
+def test_the_view_has_every_column_of_an_answer(engine: Engine) -> None:
     job_id = listed(engine, photos(1), ASKING)
     score_and_answer(engine)
 
@@ -364,19 +367,30 @@ def test_the_view_shows_all_about_an_answer(engine: Engine) -> None:
 
     why, sharp = ({**row, "answered_at": None} for row in rows)
     same = {
-        "uri": "file:///p/000000.jpg", "version": "1", "model": "demo", "revision": "r1",
-        "procedure": "rating-1/upright-1", "dtype": "float32", "answered_at": None, "job": job_id, "cut": False,
-    }  # fmt: skip
+        "uri": "file:///p/000000.jpg",
+        "version": "1",
+        "model": "demo",
+        "revision": "r1",
+        "procedure": "rating-1/upright-1",
+        "dtype": "float32",
+        "answered_at": None,
+        "job": job_id,
+        "cut": False,
+    }
     assert why == {
-        **same, "question": "overall", "text": WHY.text, "choices": None, "answer": "Good: sharp.",
+        **same,
+        "question": "overall",
+        "text": WHY.text,
+        "choices": None,
+        "answer": "Good: sharp.",
         "probabilities": None,
-    }  # fmt: skip
+    }
     assert json.loads(sharp.pop("choices")) == list(LEVELS)
     assert json.loads(sharp.pop("probabilities")) == [0.75, 0.25]
     assert sharp == {**same, "question": "sharpness", "text": SHARP.text, "answer": "low"}
 
 
-def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_fetched_page_by_page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.queries.pagination.PAGE", 7)
     listed(engine, photos(30), ASKING)
     score_and_answer(engine)
@@ -392,7 +406,7 @@ def test_answers_of_many_results_are_fetched_a_page_at_a_time(engine: Engine, mo
     assert not [statement for statement in asked if "answers" in statement]
 
 
-def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine) -> None:
+def test_results_of_a_job_include_photos_that_it_only_asked_about(engine: Engine) -> None:
     first = listed(engine, photos(20), replace(ASKING, questions=(SHARP,)))
     score_and_answer(engine, by_number)
     second = listed(engine, photos(30, "file:///p/")[15:], replace(ASKING, key="b", questions=(WHY,), ask_below=0.8))
@@ -409,7 +423,7 @@ def test_a_job_that_asked_about_scored_photos_has_them_as_results(engine: Engine
     assert [row.uri for row in found(job=first, answers=True)] == [photo.uri for photo in photos(20)]
 
 
-def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
+def test_question_names_are_those_of_answered_questions(engine: Engine) -> None:
     job_id = listed(engine, photos(2), ASKING)
     other = listed(engine, photos(2), replace(ASKING, procedure="other", questions=(NOISE, SHARP)))
     assert results.question_names(engine, ResultFilter()) == []
@@ -424,7 +438,7 @@ def test_the_names_of_questions_that_were_answered(engine: Engine) -> None:
     assert results.question_names(engine, ResultFilter(model="other")) == []
 
 
-def test_without_questions_nothing_is_asked_of_the_answers(engine: Engine) -> None:
+def test_jobs_without_questions_never_read_the_answers(engine: Engine) -> None:
     listed(engine, photos(2))
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))

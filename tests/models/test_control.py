@@ -54,7 +54,7 @@ def test_a_paused_job_is_neither_sent_nor_claimed_until_it_is_resumed(engine: En
 
 
 @pytest.mark.parametrize("stop", [control.pause, control.cancel])
-def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, stop: object) -> None:
+def test_a_batch_or_heartbeat_tells_a_worker_that_its_job_stopped(engine: Engine, stop: object) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
     first, second, _ = (item.image_id for item in claim.items)
@@ -72,7 +72,7 @@ def test_a_worker_hears_of_it_with_its_next_batch_or_heartbeat(engine: Engine, s
     assert progress.queued + progress.cancelled == 1
 
 
-def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
+def test_cancelling_a_job_cancels_its_open_items(engine: Engine) -> None:
     job_id = listed(engine, photos(20))  # two chunks
     claim = claimed(engine)
     leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
@@ -90,7 +90,7 @@ def test_what_is_left_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
         assert connection.execute(select(JobRow.finished_at).where(JobRow.id == job_id)).scalar() is not None
 
 
-def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine) -> None:
+def test_items_of_a_cancelled_job_are_cancelled_when_their_worker_dies(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)
@@ -102,7 +102,7 @@ def test_what_a_dead_worker_held_of_a_cancelled_job_is_cancelled(engine: Engine)
     assert states(engine, job_id) == {ItemState.CANCELLED: 3}
 
 
-def test_what_was_handed_back_just_when_it_was_cancelled_is_settled_by_the_timer(engine: Engine) -> None:
+def test_the_timer_settles_a_chunk_released_while_its_job_was_cancelled(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     with writing(engine) as connection:
         connection.execute(update(JobRow).values(state=JobState.CANCELLED))
@@ -125,7 +125,7 @@ def test_a_job_that_is_cancelled_while_it_is_listed_gets_nothing_more(engine: En
     assert states(engine, opened.id) == {ItemState.CANCELLED: 3}
 
 
-def test_failed_photos_are_tried_again_and_the_job_goes_on(engine: Engine) -> None:
+def test_retry_queues_failed_photos_and_reactivates_the_job(engine: Engine) -> None:
     job_id, ids = finished_with_failures(engine)
 
     assert control.retry(engine, job_id) == 2
@@ -143,7 +143,7 @@ def test_failed_photos_are_tried_again_and_the_job_goes_on(engine: Engine) -> No
     assert failure.reason == Reason.CORRUPT
 
 
-def test_only_photos_that_failed_for_a_reason_are_tried_again(engine: Engine) -> None:
+def test_retry_can_be_limited_to_a_reason(engine: Engine) -> None:
     job_id, ids = finished_with_failures(engine)
 
     assert control.retry(engine, job_id, [Reason.TIMEOUT]) == 0
@@ -153,7 +153,7 @@ def test_only_photos_that_failed_for_a_reason_are_tried_again(engine: Engine) ->
     assert [item.image_id for item in claimed(engine).items] == [ids[3]]
 
 
-def test_failed_photos_of_a_chunk_in_work_are_tried_after_it(engine: Engine) -> None:
+def test_retry_of_a_leased_chunk_waits_for_its_release(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
     first = claim.items[0].image_id
@@ -166,7 +166,7 @@ def test_failed_photos_of_a_chunk_in_work_are_tried_after_it(engine: Engine) -> 
     assert [item.image_id for item in claimed(engine).items] == [first]
 
 
-def test_a_large_number_of_failures_is_queued_page_by_page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_queues_many_failures_page_by_page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, _ = finished_with_failures(engine)
     monkeypatch.setattr(control, "FAILURES_AT_ONCE", 1)
 
@@ -178,7 +178,7 @@ def test_a_large_number_of_failures_is_queued_page_by_page(engine: Engine, monke
 @pytest.mark.parametrize(
     ("act", "words"), [(control.pause, "pause"), (control.resume, "resume"), (control.cancel, "cancel")]
 )
-def test_a_finished_job_is_not_steered(engine: Engine, act: object, words: str) -> None:
+def test_a_finished_job_is_neither_paused_nor_cancelled(engine: Engine, act: object, words: str) -> None:
     job_id, _ = finished_with_failures(engine)
 
     assert callable(act)
@@ -214,7 +214,7 @@ def test_old_jobs_are_pruned_and_their_scores_counts_and_failures_stay(engine: E
     assert control.retry(engine, old) == 2, "and what is left of it can be tried again"
 
 
-def test_the_pace_is_that_of_the_job(engine: Engine) -> None:
+def test_pace_counts_the_scores_of_one_job(engine: Engine) -> None:
     job_id = listed(engine, photos(4))
     claim = claimed(engine)
     assert measure_pace(engine, job_id) is None
@@ -227,7 +227,7 @@ def test_the_pace_is_that_of_the_job(engine: Engine) -> None:
     assert measure_pace(engine, other) is None
 
 
-def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> None:
+def test_a_silent_worker_is_reported_with_its_chunks(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
 
@@ -239,7 +239,7 @@ def test_a_worker_that_is_silent_is_told_with_what_it_holds(engine: Engine) -> N
     assert silent_workers(engine, job_id, longer_than_s=30) == []
 
 
-def test_a_job_whose_last_photo_was_done_while_it_was_paused_is_finished_when_it_is_resumed(engine: Engine) -> None:
+def test_resume_finishes_a_job_whose_last_photo_was_scored_while_it_was_paused(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     claim = claimed(engine)
     control.pause(engine, job_id)

@@ -35,7 +35,7 @@ def test_a_job_is_listed_in_chunks_that_grow(engine: Engine) -> None:
     assert (progress.listed, progress.queued, progress.skipped) == (3000, 3000, 0)
 
 
-def test_the_same_command_reopens_its_unfinished_job_and_makes_a_new_one_after(engine: Engine) -> None:
+def test_the_same_key_reopens_an_unfinished_job_only(engine: Engine) -> None:
     first = listed(engine, photos(3))
 
     again = jobs.open_job(engine, SPEC)
@@ -68,7 +68,7 @@ def test_a_name_of_other_sources_is_refused(engine: Engine) -> None:
         jobs.open_job(engine, replace(SPEC, name="night", key="other"))
 
 
-def test_what_has_its_score_is_skipped(engine: Engine) -> None:
+def test_scored_photos_are_skipped(engine: Engine) -> None:
     listed(engine, photos(5))
     score_all(engine)
 
@@ -125,7 +125,9 @@ def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("reason", "skipped"), [(Reason.CORRUPT, 1), (Reason.MISSING, 0), (Reason.UNREADABLE, 0)])
-def test_what_failed_by_its_own_fault_is_skipped_until_it_changes(engine: Engine, reason: Reason, skipped: int) -> None:
+def test_photos_that_failed_by_their_own_fault_are_skipped_until_they_change(
+    engine: Engine, reason: Reason, skipped: int
+) -> None:
     listed(engine, photos(3))
     score_all(engine, failing=("file:///p/000001.jpg",), reason=reason)
 
@@ -136,7 +138,7 @@ def test_what_failed_by_its_own_fault_is_skipped_until_it_changes(engine: Engine
     assert job_progress(engine, changed).queued == 3
 
 
-def test_an_interrupted_listing_is_taken_up_and_counted_once(engine: Engine) -> None:
+def test_an_interrupted_listing_continues_and_counts_once(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
     assert listing.begin_listing(engine, job.id)
     listing.add_images(engine, job.id, photos(100))
@@ -282,7 +284,7 @@ def test_an_image_of_unknown_version_is_in_a_job_once(engine: Engine) -> None:
     assert listing.add_images(engine, job.id, bare(4)).queued == 0
 
 
-def test_what_failed_at_an_unknown_version_is_tried_again(engine: Engine) -> None:
+def test_failures_at_an_unknown_version_are_tried_again(engine: Engine) -> None:
     listed(engine, bare(1))
     score_all(engine, failing=(bare(1)[0].uri,))
 
@@ -310,7 +312,7 @@ def test_uris_of_any_characters_are_kept_in_the_order_of_listing(engine: Engine)
         assert list(connection.execute(select(ImageRow.uri).order_by(ImageRow.id)).scalars()) == odd
 
 
-def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:
+def test_only_a_uri_that_is_too_long_is_left_out(engine: Engine) -> None:
     job = jobs.open_job(engine, SPEC)
     listing.begin_listing(engine, job.id)
     dice = random.Random(1)
@@ -322,7 +324,7 @@ def test_a_uri_too_long_for_an_index_costs_itself_alone(engine: Engine) -> None:
     assert (added.queued, added.too_long) == (3, 1)
 
 
-def test_a_large_listing_is_counted_for_the_plans(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_listing_updates_the_statistics(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "LARGE", 1000)
     listed(engine, photos(1000))
 
@@ -333,7 +335,7 @@ def test_a_large_listing_is_counted_for_the_plans(engine: Engine, monkeypatch: p
                 assert connection.execute(query, {"table": table}).scalar_one() > 0
 
 
-def test_a_connection_that_does_not_become_free_is_a_database_that_may_come_back(tmp_path: Path) -> None:
+def test_an_exhausted_pool_counts_as_an_outage(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     small = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.1)
 

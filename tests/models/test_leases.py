@@ -41,9 +41,14 @@ def test_only_a_few_chunks_are_sent_ahead_of_each_live_worker(engine: Engine) ->
 
     for number in range(3):
         worker = WorkerRow(
-            owner=f"far:{number}:1.00", broker="", model="demo", revision="r1", device="cpu", dtype="float32",
+            owner=f"far:{number}:1.00",
+            broker="",
+            model="demo",
+            revision="r1",
+            device="cpu",
+            dtype="float32",
             state="ready",
-        )  # fmt: skip
+        )
         workers.register(engine, worker)
 
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 4
@@ -71,7 +76,7 @@ def test_jobs_take_turns_after_the_clock_was_set_back(engine: Engine) -> None:
     assert [claimed(engine).job_id for _ in range(4)] == [late, early, late, early]
 
 
-def test_a_private_job_is_for_its_own_broker(engine: Engine) -> None:
+def test_only_its_own_broker_gets_a_private_job(engine: Engine) -> None:
     job_id = listed(engine, photos(3), replace(SPEC, private=True))
 
     assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
@@ -140,7 +145,7 @@ def test_a_result_recorded_twice_counts_once(engine: Engine) -> None:
         assert connection.execute(select(ItemRow.reason).where(ItemRow.image_id == first)).scalar() is None
 
 
-def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
+def test_the_rest_of_a_released_chunk_is_claimed_again(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
     leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
@@ -153,7 +158,7 @@ def test_the_rest_is_handed_back_and_claimed_again(engine: Engine) -> None:
     assert not any(item.suspect for item in again.items)
 
 
-def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
+def test_a_chunk_released_with_a_delay_rests(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
 
@@ -165,7 +170,7 @@ def test_a_chunk_handed_back_with_a_delay_rests(engine: Engine) -> None:
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Engine) -> None:
+def test_a_chunk_with_an_expired_lease_can_be_claimed(engine: Engine) -> None:
     listed(engine, photos(3))
     late = claimed(engine, worker="far:1:1.00")
     leases.mark_in_flight(engine, late, [late.items[1].image_id])
@@ -177,7 +182,7 @@ def test_a_chunk_whose_lease_has_run_out_is_claimed_from_who_held_it(engine: Eng
     assert [item.suspect for item in claim.items] == [False, True, False]
 
 
-def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
+def test_a_worker_without_the_lease_writes_nothing(engine: Engine) -> None:
     job_id = listed(engine, photos(3))
     late = claimed(engine)
     image_id = late.items[0].image_id
@@ -198,7 +203,7 @@ def test_who_has_lost_the_lease_writes_nothing(engine: Engine) -> None:
         assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 0
 
 
-def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
+def test_renewing_keeps_a_lease(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
     expire_leases(engine)
@@ -209,7 +214,7 @@ def test_a_heartbeat_keeps_a_lease(engine: Engine) -> None:
     assert scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60) == []
 
 
-def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
+def test_a_chunk_not_claimed_within_a_lease_is_sent_again(engine: Engine) -> None:
     listed(engine, photos(3))
     scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
     expire_leases(engine)
@@ -217,7 +222,7 @@ def test_what_was_sent_and_not_claimed_within_a_lease_is_sent_again(engine: Engi
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None:
+def test_a_clock_set_back_does_not_lengthen_a_lease(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
     with writing(engine) as connection:
@@ -231,14 +236,14 @@ def test_a_clock_that_was_set_back_makes_no_lease_longer(engine: Engine) -> None
         assert leases.renew(connection, claim, 60), "and takes none away"
 
 
-def test_a_clock_that_was_set_back_makes_no_rest_longer(engine: Engine) -> None:
+def test_a_clock_set_back_does_not_lengthen_a_rest(engine: Engine) -> None:
     listed(engine, photos(3))
     leases.release(engine, claimed(engine), delay_s=7200)
 
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
+def test_unstaged_chunks_are_queued_again(engine: Engine) -> None:
     listed(engine, photos(3))
     (message,) = scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)
 
@@ -247,7 +252,7 @@ def test_what_could_not_be_published_is_queued_again(engine: Engine) -> None:
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) -> None:
+def test_chunks_of_a_dead_process_of_this_host_are_queued_at_once(engine: Engine) -> None:
     listed(engine, photos(3))
     claimed(engine, worker=DEAD)
     listed(engine, photos(3, "file:///q/"), replace(SPEC, key="q"))
@@ -258,7 +263,7 @@ def test_what_a_dead_process_of_this_host_held_is_freed_at_once(engine: Engine) 
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=60)) == 1
 
 
-def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
+def test_recover_queues_sent_chunks(engine: Engine) -> None:
     listed(engine, photos(40))
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=600)) == 2
 
@@ -268,7 +273,7 @@ def test_recover_sends_again_what_waits_in_redis(engine: Engine) -> None:
     assert len(scheduling.stage_chunks(engine, QUEUE, ahead=2, lease_s=600)) == 2
 
 
-def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -> None:
+def test_items_in_flight_become_suspect_when_their_worker_dies(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine, worker=DEAD)
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id])
@@ -278,7 +283,7 @@ def test_what_was_in_flight_when_a_worker_died_becomes_suspect(engine: Engine) -
     assert [item.suspect for item in claimed(engine).items] == [True, False, False]
 
 
-def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
+def test_an_item_is_crashed_after_three_deaths_while_it_ran_alone(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, worker=DEAD)
     bad = claim.items[0].image_id
@@ -296,7 +301,7 @@ def test_three_losses_while_alone_make_an_item_crashed(engine: Engine) -> None:
     assert [item.image_id for item in claimed(engine).items] != [bad]
 
 
-def test_losses_beside_others_never_condemn(engine: Engine) -> None:
+def test_deaths_while_other_items_are_in_flight_never_fail_an_item(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
 
     for _ in range(6):
@@ -309,7 +314,7 @@ def test_losses_beside_others_never_condemn(engine: Engine) -> None:
     assert job_progress(engine, job_id).state is JobState.FINISHED
 
 
-def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine) -> None:
+def test_the_timer_finishes_a_job_whose_last_item_crashed(engine: Engine) -> None:
     job_id = listed(engine, photos(1))
     for _ in range(3):
         claim = claimed(engine, worker=DEAD)
@@ -321,7 +326,7 @@ def test_the_last_crash_of_a_job_leaves_it_to_the_timer_to_finish(engine: Engine
     assert job_progress(engine, job_id).state is JobState.FINISHED
 
 
-def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_read_before_it(engine: Engine) -> None:
+def test_a_death_counts_for_the_item_that_ran_alone_last(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     claim = claimed(engine, worker=DEAD)
     leases.mark_in_flight(engine, claim, [item.image_id for item in claim.items])
@@ -338,7 +343,7 @@ def test_a_death_is_laid_to_what_ran_alone_last_and_not_to_what_could_not_be_rea
     assert [item.uri for item in claimed(engine).items] == [photos(2)[0].uri]
 
 
-def test_what_another_job_has_scored_meanwhile_is_settled_at_the_claim(engine: Engine) -> None:
+def test_a_claim_settles_items_that_another_job_scored(engine: Engine) -> None:
     first = listed(engine, photos(3), replace(SPEC, key="a"))
     second = listed(engine, photos(4), replace(SPEC, key="b", priority=-1))
     claim = claimed(engine)
@@ -364,7 +369,7 @@ def test_rescoring_overwrites(engine: Engine) -> None:
     assert (result.score, result.job) == (0.75, second)
 
 
-def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
+def test_an_expired_chunk_without_open_items_is_done(engine: Engine) -> None:
     listed(engine, photos(1))
     score_all(engine)
     expire_leases(engine)
@@ -375,7 +380,7 @@ def test_a_lost_chunk_that_is_done_stays_done(engine: Engine) -> None:
         assert connection.execute(select(ChunkRow.state)).scalar() == ChunkState.DONE
 
 
-def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: Engine) -> None:
+def test_the_death_of_a_stopping_worker_counts_for_no_photo(engine: Engine) -> None:
     job_id = listed(engine, photos(2))
     workers.register(
         engine,
@@ -392,7 +397,7 @@ def test_a_worker_killed_while_it_was_told_to_end_is_laid_to_no_photo(engine: En
     assert job_progress(engine, job_id).failed == 0
 
 
-def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine: Engine) -> None:
+def test_an_image_without_a_version_gets_the_version_that_was_read(engine: Engine) -> None:
     job_id = listed(engine, photos(3, version=UNKNOWN_VERSION))
     claim = claimed(engine)
     first, second, third = claim.items
@@ -417,7 +422,7 @@ def test_what_was_listed_by_its_uri_alone_gets_the_version_that_was_read(engine:
     assert rows == [(first.uri, "v1"), (second.uri, "v2")]
 
 
-def test_a_version_that_was_learnt_takes_the_place_of_the_one_before(engine: Engine) -> None:
+def test_a_learned_version_replaces_the_current_one(engine: Engine) -> None:
     listed(engine, photos(1, version="v1"))
     claim = claimed(engine)
     leases.record(engine, claim, [good(claim.items[0].image_id, 0.1)], 60)
@@ -450,7 +455,7 @@ def test_many_failures_of_a_batch_are_recorded_with_its_scores(engine: Engine) -
 
 @contextmanager
 def noting(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
-    """The statements that are executed meanwhile, with their parameters."""
+    """Yield the list that executed statements are added to, with their parameters."""
     noted: list[tuple[str, Any]] = []
 
     def note(_: object, __: object, statement: str, parameters: Any, ___: object, many: bool) -> None:
@@ -462,7 +467,7 @@ def noting(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
 
 
 def whole_turn(engine: Engine) -> int:
-    """A chunk's way through a worker, every second photo a failure; its number of items."""
+    """Claim, record and release a chunk; every second photo fails. Return the number of items."""
     claim = claimed(engine)
     ids = [item.image_id for item in claim.items]
     leases.mark_in_flight(engine, claim, ids)
@@ -472,7 +477,7 @@ def whole_turn(engine: Engine) -> int:
     return len(ids)
 
 
-def test_a_chunk_of_many_items_takes_the_same_statements_as_one_of_few(engine: Engine) -> None:
+def test_the_number_of_statements_does_not_depend_on_the_items(engine: Engine) -> None:
     listed(engine, photos(4))
     with noting(engine) as few:
         assert whole_turn(engine) == 4
@@ -487,7 +492,7 @@ def test_a_chunk_of_many_items_takes_the_same_statements_as_one_of_few(engine: E
     assert len(many) <= len(few)  # the few were all of a job, which is finished with them
 
 
-def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
+def test_no_statement_scans_a_growing_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/qsit.db"
     upgrade(url)
     engine = db.connect(url)
@@ -516,7 +521,7 @@ def test_no_statement_looks_through_a_table_that_grows(tmp_path: Path) -> None:
             assert "image_id=?" in step or "chunk_id=?" in step, (step, statement)
 
 
-def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None:
+def test_concurrent_workers_score_everything_once(engine: Engine) -> None:
     same = [listed(engine, photos(300), replace(SPEC, key=key)) for key in "abc"]
 
     def work(number: int) -> int:
@@ -544,7 +549,7 @@ def test_workers_beside_each_other_score_everything_once(engine: Engine) -> None
         assert connection.execute(select(func.count()).select_from(ScoreRow)).scalar() == 300
 
 
-def test_a_chunk_that_a_live_worker_has_claimed_meanwhile_is_not_taken_from_it(engine: Engine) -> None:
+def test_expire_leaves_a_chunk_that_another_worker_claimed(engine: Engine) -> None:
     listed(engine, photos(3))
     claim = claimed(engine)
     leases.mark_in_flight(engine, claim, [claim.items[0].image_id], alone=True)

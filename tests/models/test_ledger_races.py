@@ -60,7 +60,7 @@ MOVES = {
 
 @pytest.fixture
 def noted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """A ledger of small chunks that notes what they go through."""
+    """A ledger with small chunks that logs their changes of state."""
     monkeypatch.setattr(ingest, "SMALLEST_CHUNK", 3)
     monkeypatch.setattr(control, "CHUNKS_AT_ONCE", 2)
     monkeypatch.setattr(control, "FAILURES_AT_ONCE", 3)
@@ -74,7 +74,7 @@ def noted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 class Crowd:
-    """What all threads know of: every message and every score so far."""
+    """What all threads share: every message and every score so far."""
 
     def __init__(self, url: str, seed: int) -> None:
         self.url = url
@@ -84,7 +84,7 @@ class Crowd:
         self.did: Counter[str] = Counter()
 
     def together(self, what: Callable[["Member"], None], number: int = THREADS) -> None:
-        """So many threads do something at once; whatever goes wrong in one of them is raised."""
+        """Run a function in so many threads at once. Raise the first error."""
         begin = threading.Barrier(number)
 
         def run(index: int) -> None:
@@ -99,7 +99,7 @@ class Crowd:
 
 @contextlib.contextmanager
 def member(crowd: Crowd, index: int) -> Iterator["Member"]:
-    """A thread's own connections, on which statements now and then take a while, for others to come in between."""
+    """A thread's own connections. Some statements are delayed, so that other threads come between."""
     engine = db.connect(crowd.url)
     one = Member(crowd, engine, random.Random(f"{crowd.seed} {index}"))
 
@@ -153,7 +153,7 @@ class Member:
         scheduling.unstage(self.engine, self.crowd.messages[-2:])
 
     def work(self) -> None:
-        """A claim and what comes of it: results of all or of some, or a death in between."""
+        """Claim a chunk and record all or some results, or die before."""
         chunk_id = self.random.choice([*self.crowd.messages[-6:], self.any_chunk()])
         claim = leases.claim(self.engine, chunk_id, QUEUE, self.random.choice(OWNERS), LEASE_S)
         if claim is None:
@@ -213,7 +213,7 @@ class Member:
             self.crowd.did[type(refusal).__name__] += 1
 
 
-def test_everything_at_once_does_no_harm(noted: Engine, database_url: str) -> None:
+def test_concurrent_operations_keep_the_invariants(noted: Engine, database_url: str) -> None:
     rounds = int(os.environ.get("LEDGER_ROUNDS", "0"))
     crowd = Crowd(database_url, random.randrange(10**9) if rounds else 0)
     with member(crowd, THREADS) as first:
@@ -235,7 +235,7 @@ def test_everything_at_once_does_no_harm(noted: Engine, database_url: str) -> No
     check_progress_of_all(noted)
 
 
-def test_several_senders_send_each_chunk_once(noted: Engine, database_url: str) -> None:
+def test_concurrent_senders_send_each_chunk_once(noted: Engine, database_url: str) -> None:
     crowd = Crowd(database_url, 1)
     with member(crowd, THREADS) as first:
         for _ in range(4):
@@ -276,8 +276,8 @@ WITH_MANY_CHUNKS: dict[str, Callable[[Engine, int, list[int]], object]] = {
 
 @pytest.mark.parametrize("name", WITH_MANY_CHUNKS)
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) -> None:
-    """Chunks are locked in one order by all: two that lock many can then not wait for each other."""
+def test_chunks_are_locked_in_the_order_of_their_ids(noted: Engine, name: str) -> None:
+    """Two transactions that lock many chunks in one order cannot wait for each other."""
     job_id = listed(noted, photos(9))
     with writing(noted) as connection:  # all were sent, the last first, and something of each failed
         chunk_ids = list(connection.execute(select(ChunkRow.id).order_by(ChunkRow.id.desc())).scalars())
@@ -309,8 +309,8 @@ def test_who_waits_for_a_chunk_holds_none_behind_it(noted: Engine, name: str) ->
 
 @pytest.mark.parametrize("still_mine", [True, False])
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine, still_mine: bool) -> None:
-    """The statement's own view of the chunk is older than the change that it waited for."""
+def test_a_record_that_waited_for_its_chunk_sees_the_newest_state(noted: Engine, still_mine: bool) -> None:
+    """The statement's snapshot is older than the change that it waited for."""
     job_id = listed(noted, photos(3))
     (message,) = scheduling.stage_chunks(noted, QUEUE, ahead=1, lease_s=LEASE_S)
     claim = leases.claim(noted, message.chunk_id, QUEUE, HERE, LEASE_S)
@@ -345,13 +345,13 @@ def test_a_record_that_waits_for_its_chunk_sees_what_became_of_it(noted: Engine,
 
 
 def waits(engine: Engine) -> bool:
-    """Whether any transaction waits for another one."""
+    """Return whether any transaction waits for another one."""
     with reading(engine) as connection:
         return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar())
 
 
 def check_moves(engine: Engine, crowd: Crowd) -> None:
-    """Each message was sent with a chunk that became sent, and every chunk's states follow each other."""
+    """Check that each message belongs to a chunk that became sent, and that states follow each other."""
     with reading(engine) as connection:
         moves = connection.execute(text("SELECT chunk, was, state FROM moves ORDER BY id")).all()
     at: dict[int, str] = {}
@@ -363,15 +363,20 @@ def check_moves(engine: Engine, crowd: Crowd) -> None:
 
 
 LAWFUL = {
-    ("queued", "sent"), ("queued", "leased"), ("sent", "leased"), ("leased", "queued"), ("leased", "done"),
+    ("queued", "sent"),
+    ("queued", "leased"),
+    ("sent", "leased"),
+    ("leased", "queued"),
+    ("leased", "done"),
     ("sent", "queued"),  # lost, paused or not published
-    ("queued", "done"), ("sent", "done"),  # cancelled
+    ("queued", "done"),
+    ("sent", "done"),  # cancelled
     ("done", "queued"),  # tried again
-}  # fmt: skip
+}
 
 
 def everything_ends(engine: Engine, messages: list[int] | None = None) -> None:
-    """A healthy worker, alone at last, brings every job to its end."""
+    """Let one healthy worker bring every job to its end."""
     now = ledger_invariants.snapshot(engine)
     for job in now.jobs.values():
         if job.state == JobState.PAUSED:

@@ -63,26 +63,28 @@ worker_numbers = st.integers(0, WORKERS - 1)
 outcomes = st.lists(st.sampled_from(["good", "good", "good", *REASONS, "none"]), min_size=1, max_size=4)
 photos = st.lists(
     st.builds(Photo, st.integers(0, 5).map("file:///p/{}.jpg".format), st.sampled_from(VERSIONS)),
-    min_size=1, max_size=6, unique_by=lambda photo: photo.uri,
-)  # fmt: skip
+    min_size=1,
+    max_size=6,
+    unique_by=lambda photo: photo.uri,
+)
 
 seen: Counter[str] = Counter()
 """How often something happened in all examples together."""
 
 
 class Killed(Exception):
-    """Stands for the death of a process between two transactions."""
+    """Raised in place of the death of a process between two transactions."""
 
 
 @contextmanager
 def killed_before(target: object, name: str, *, really: bool) -> Iterator[None]:
-    """The process dies where it would call something, or nothing is the matter."""
+    """Let the process die before it calls a function, if `really`."""
     with patch.object(target, name, side_effect=Killed) if really else nullcontext(), suppress(Killed):
         yield
 
 
 class Hosts:
-    """Processes with which the workers of this host sign; each is a real one, and can be killed."""
+    """Real processes whose identities the workers of this host use."""
 
     def __init__(self) -> None:
         self._number = itertools.count(1)
@@ -103,7 +105,7 @@ class Hosts:
             process.wait()
 
     def is_dead(self, owner: str) -> bool:
-        """Whether it is a process of this host that was killed."""
+        """Return whether it is a killed process of this host."""
         return not owner.startswith("far:") and owner not in self._living
 
     def kill_all(self) -> None:
@@ -136,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = ledger_invariants.snapshot(engine)
 
     def look(self, by: str, *, may_lose: bool = False) -> Snapshot:
-        """After every transaction: who has lost a lease by it, and whether all is as it ought to be."""
+        """Check the ledger after a transaction, and note which leases were lost."""
         seen[by] += 1
         before, self.now = self.now, ledger_invariants.snapshot(self.engine)
         crashed = [key for key, item in self.now.items.items() if item.reason == Reason.CRASHED]
@@ -163,12 +165,12 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger_invariants.check_progress(self.engine, self.now, sorted(self.now.jobs))
 
     def unchanged(self, by: str) -> None:
-        """What was refused has changed nothing."""
+        """Check that a refused call changed nothing."""
         before = self.look(by)
         assert self.now == before, f"{by} changed something"
 
     def drop(self, holding: Holding) -> None:
-        """A worker has its claim no longer in hand; as a ghost it may write yet."""
+        """Take the claim from a worker, which may still try to write."""
         if holding in self.hands:
             self.hands[self.hands.index(holding)] = None
         if holding not in self.ghosts:
@@ -187,19 +189,30 @@ class LedgerMachine(RuleBasedStateMachine):
             self.end_a_listing(0, False)
 
     @rule(
-        photos=photos, rescore=rarely, priority=st.integers(0, 2), procedure=st.integers(0, 3), key=st.integers(0, 2),
-        asks=st.integers(0, 3), below=st.booleans(),
-    )  # fmt: skip
+        photos=photos,
+        rescore=rarely,
+        priority=st.integers(0, 2),
+        procedure=st.integers(0, 3),
+        key=st.integers(0, 2),
+        asks=st.integers(0, 3),
+        below=st.booleans(),
+    )
     def open_a_job(
         self, photos: list[Photo], rescore: bool, priority: int, procedure: int, key: int, asks: int, below: bool
     ) -> None:
         if len(self.model.jobs) >= MOST_JOBS:
             return
         spec = JobSpec(
-            key=f"k{key} {ASKED[asks]} {below}", name=None, model=QUEUE.model, revision=QUEUE.revision,
-            procedure=f"procedure {procedure // 3}", rescore=rescore, priority=priority,
-            questions=ASKED[asks], ask_below=ASK_BELOW if below else None,
-        )  # fmt: skip
+            key=f"k{key} {ASKED[asks]} {below}",
+            name=None,
+            model=QUEUE.model,
+            revision=QUEUE.revision,
+            procedure=f"procedure {procedure // 3}",
+            rescore=rescore,
+            priority=priority,
+            questions=ASKED[asks],
+            ask_below=ASK_BELOW if below else None,
+        )
         opened = jobs.open_job(self.engine, spec)
         assert opened.is_new == (opened.id not in self.model.jobs)
         self.look("open")
@@ -308,13 +321,13 @@ class LedgerMachine(RuleBasedStateMachine):
         return chunk.state in HELD and (deadline(chunk) or 0) < time.time()
 
     def is_ready(self, chunk: Any) -> bool:
-        """Whether it is to be sent."""
+        """Return whether it can be sent."""
         job = self.model.jobs[chunk.job_id]
         rests = (chunk.available_at or 0) > time.time()
         return chunk.state == ChunkState.QUEUED and not rests and job.state == JobState.ACTIVE
 
     def is_done(self, job_id: int) -> bool:
-        """Whether a job ought to be finished and is not."""
+        """Return whether a job is done but not finished."""
         job, chunks = self.model.jobs[job_id], self.now.of_job(job_id)
         return job.state == JobState.ACTIVE and job.is_listed and all(c.state == ChunkState.DONE for c in chunks)
 
@@ -332,13 +345,13 @@ class LedgerMachine(RuleBasedStateMachine):
         tasks[what]()
 
     def unsend(self, number: int) -> None:
-        """Redis did not take what was sent last; or that is said so late that it is another's by now."""
+        """Redis refuses the newest messages, perhaps after other workers claimed their chunks."""
         scheduling.unstage(self.engine, self.messages[-number:])
         self.look("unsend")
         self.check()
 
     def take_back_lost(self) -> None:
-        """Nothing waits in Redis."""
+        """Redis is empty."""
         rescue.requeue_lost(self.engine, QUEUE, lease_s=LEASE_S)
         self.look("take back what was lost")
         self.check()
@@ -488,7 +501,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.work(worker, pick, False, outcomes)
 
     def work(self, worker: int, pick: int, stale: bool, outcomes: Sequence[str | Reason]) -> None:
-        """What comes next for a worker: a claim, photos taken up, their results, the end of its lease."""
+        """Let a worker do its next step: claim, mark in flight, record or release."""
         holding = self.hands[worker]
         if holding is None:
             self.claim(worker, pick, stale)
@@ -527,7 +540,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return self.hands[worker]
 
     def start_next(self, holding: Holding, number: int) -> None:
-        """As the pipeline does: suspects alone, one by one, after all others."""
+        """Start items as the pipeline does: suspects last, alone, one by one."""
         if holding.waiting:
             taken, holding.waiting = holding.waiting[:number], holding.waiting[number:]
             leases.mark_in_flight(self.engine, holding.claim, taken)
@@ -541,7 +554,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.check()
 
     def record_next(self, holding: Holding, outcomes: Sequence[str | Reason]) -> None:
-        """Results of what is in flight; of some, by the worker's own fault, there are none."""
+        """Return results of items in flight. Some have none, by the worker's own fault."""
         awaited = list(zip(holding.awaited, outcomes, strict=False))
         holding.unread |= {image_id for image_id, outcome in awaited if outcome == "none"}
         results = [self.result(holding, image_id, outcome) for image_id, outcome in awaited if outcome != "none"]
@@ -582,7 +595,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=worker_numbers, is_bad=st.booleans())
     def record_again(self, worker: int, is_bad: bool) -> None:
-        """As when the answer of the database got lost; or with another outcome, which comes too late."""
+        """Repeat a call whose reply was lost, perhaps with another outcome."""
         holding = self.hands[worker]
         if holding is not None and holding.last:
             last = [Failed(result.image_id, Reason.CORRUPT, "too late") for result in holding.last]
@@ -614,7 +627,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=worker_numbers, is_told=st.booleans())
     def die(self, worker: int, is_told: bool) -> None:
-        """A worker is killed, some while they end anyway: their photos have no part in it."""
+        """Kill a worker, perhaps while it stops: then no photo is to blame."""
         holding, owner = self.hands[worker], self.owners[worker]
         if owner is None:
             return
@@ -633,7 +646,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=worker_numbers, pick=numbers, times=st.integers(1, 5), outcomes=outcomes, is_told=rarely)
     def crash(self, worker: int, pick: int, times: int, outcomes: Sequence[str | Reason], is_told: bool) -> None:
-        """A photo kills who works on it, again and again; or they were told to end anyway."""
+        """A photo kills its workers repeatedly, perhaps while they stop."""
         for _ in range(times):
             holding = self.hands[worker] or self.claim(worker, pick, False)
             for outcome in outcomes:
@@ -649,13 +662,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=worker_numbers)
     def fall_silent(self, worker: int) -> None:
-        """A worker is cut off, or its task came to an end in no good order; it lives on."""
+        """Cut a worker off from its chunk, or end its task early. The worker lives on."""
         if (holding := self.hands[worker]) is not None:
             self.drop(holding)
 
     @rule(pick=numbers, how=st.sampled_from(["record", "start", "alone", "extend", "hand back"]), outcome=outcomes)
     def write_late(self, pick: int, how: str, outcome: Sequence[str | Reason]) -> None:
-        """Who has lost its lease wakes up, and changes nothing."""
+        """A worker that lost its lease writes late, and changes nothing."""
         ghosts = [ghost for ghost in self.ghosts if ghost.claim.token not in self.model.held]
         if not ghosts:
             return
@@ -689,7 +702,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- and in the end
 
     def teardown(self) -> None:
-        """Whatever the state, listers and one healthy worker bring every job to its end."""
+        """From any state, listers and one healthy worker bring every job to its end."""
         if sys.exc_info()[0] is None:
             self.everything_ends()
         self.hosts.kill_all()

@@ -63,7 +63,7 @@ def migrate(engine: Engine, function: Callable[[str, MigrationContext], list[Any
             context.run_migrations()
 
 
-def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine) -> None:
+def test_rows_survive_downgrade_and_upgrade(engine: Engine) -> None:
     listed(engine, photos(40), replace(SPEC, questions=(Question("overall", "How is it?"),), ask_below=0.5))
     score_all(engine, failing=(photos(1)[0].uri,))
     script = ScriptDirectory(str(ROOT / "migrations"))
@@ -80,7 +80,7 @@ def test_what_is_there_stays_when_the_schema_goes_back_and_forth(engine: Engine)
         assert connection.execute(text("SELECT count(*) FROM qsit_failures")).scalar() == 1
 
 
-def test_chunks_keep_what_they_say_through_the_migration_of_their_columns(engine: Engine) -> None:
+def test_chunks_survive_the_migration_of_their_columns(engine: Engine) -> None:
     listed(engine, photos(160))
     claim = claimed(engine, worker="far:1:1.00")
     scheduling.stage_chunks(engine, QUEUE, ahead=1, lease_s=60)
@@ -104,7 +104,7 @@ def test_chunks_keep_what_they_say_through_the_migration_of_their_columns(engine
         assert connection.execute(every_chunk).all() == before
 
 
-def test_each_ledger_has_a_name_of_its_own_that_stays(engine: Engine, tmp_path: Path) -> None:
+def test_each_ledger_has_its_own_permanent_id(engine: Engine, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/other.db"
     upgrade(url)
     other = db.connect(url)
@@ -119,7 +119,7 @@ def test_each_ledger_has_a_name_of_its_own_that_stays(engine: Engine, tmp_path: 
     again.dispose()
 
 
-def test_a_database_without_or_with_another_schema_is_refused_with_the_command(engine: Engine) -> None:
+def test_a_database_with_another_schema_is_refused_with_the_command_to_run(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     with pytest.raises(SchemaMismatch, match="run: qsit db upgrade"):
@@ -136,7 +136,7 @@ def test_a_database_without_or_with_another_schema_is_refused_with_the_command(e
         check_schema(engine)
 
 
-def test_the_views_have_the_columns_that_sql_users_rely_on(engine: Engine) -> None:
+def test_the_views_have_the_documented_columns(engine: Engine) -> None:
     with reading(engine) as connection:
         for view, columns in VIEWS.items():
             assert list(connection.execute(text(f"SELECT * FROM {view}")).keys()) == columns.split()
@@ -166,7 +166,7 @@ def test_other_databases_are_refused(url: str) -> None:
         db.connect(url)
 
 
-def test_a_missing_sqlite_file_is_not_made_by_looking_for_it(tmp_path: Path) -> None:
+def test_connecting_does_not_create_a_missing_sqlite_file(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="qsit db upgrade"):
         db.connect(f"sqlite:///{tmp_path}/none.db")
 
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         check_schema(db.connect(f"sqlite:///{tmp_path}/text.db"))
 
 
-def test_a_server_that_is_away_is_told_apart() -> None:
+def test_an_unreachable_server_is_an_outage() -> None:
     engine = db.connect("postgresql://me:secret@127.0.0.1:9/x")
 
     with pytest.raises(DatabaseUnavailable) as caught:

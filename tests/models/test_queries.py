@@ -47,7 +47,7 @@ def test_every_order_gives_every_row_once(library: Engine, sort: Sort) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 14, 30, 99])
-def test_a_limit_is_kept(library: Engine, limit: int) -> None:
+def test_limit_limits_the_results(library: Engine, limit: int) -> None:
     every = list(find_results(library, ResultFilter()))
 
     assert list(find_results(library, ResultFilter(limit=limit))) == every[:limit]
@@ -100,14 +100,20 @@ def libraries(draw: st.DrawFn) -> list[dict[str, Any]]:
     images = [(uri, number, current) for uri, found in versions.items() for number, current in enumerate(found)]
     return [
         {
-            "image_id": image_id, "uri": uri, "version": str(number), "current": current, "scorer_id": job % 3 + 1,
-            "model": ["x", "y", "x"][job % 3], "job": job + 1, "score": draw(st.sampled_from(SCORES)),
+            "image_id": image_id,
+            "uri": uri,
+            "version": str(number),
+            "current": current,
+            "scorer_id": job % 3 + 1,
+            "model": ["x", "y", "x"][job % 3],
+            "job": job + 1,
+            "score": draw(st.sampled_from(SCORES)),
             "scored_at": draw(st.sampled_from(MOMENTS)),
             "asked_by": draw(st.lists(st.sampled_from([1, 4] if job % 3 == 0 else [job + 1]), max_size=2)),
         }
         for image_id, (uri, number, current) in enumerate(draw(st.permutations(images)), 1)
         for job in draw(st.sampled_from([[0], [3], [0, 1], [1, 2], [0, 1, 2], [3, 1]]))
-    ]  # fmt: skip
+    ]
 
 
 wanteds = st.builds(
@@ -131,7 +137,7 @@ def is_under(uri: str, pattern: str) -> bool:
 
 
 def expected(library: list[dict[str, Any]], wanted: ResultFilter) -> list[tuple[int, int, list[int]]]:
-    """What a plain filter and sort gives: image, scorer, and the jobs that got the answers."""
+    """Return what a plain filter and sort gives: image, scorer, and the jobs of the answers."""
     rows = [
         row
         for row in library
@@ -160,10 +166,19 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
             connection.execute(insert(ScorerRow).values(row))
         for number in range(1, 5):
             row = {
-                "id": number, "key": "k", "scorer_id": (number - 1) % 3 + 1, "state": "finished", "private": False,
-                "rescore": False, "priority": 0, "max_failed": "0", "skipped": 0, "skipped_failed": 0,
-                "created_at": now, "last_dispatched_at": 0.0,
-            }  # fmt: skip
+                "id": number,
+                "key": "k",
+                "scorer_id": (number - 1) % 3 + 1,
+                "state": "finished",
+                "private": False,
+                "rescore": False,
+                "priority": 0,
+                "max_failed": "0",
+                "skipped": 0,
+                "skipped_failed": 0,
+                "created_at": now,
+                "last_dispatched_at": 0.0,
+            }
             connection.execute(insert(JobRow).values(row))
         for image_id, row in {row["image_id"]: row for row in library}.items():
             columns = {column: row[column] for column in ("uri", "version", "current")}
@@ -176,12 +191,18 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
             connection.execute(insert(QuestionRow).values(id=number, name="q", **row))
         answers = [
             {
-                "image_id": row["image_id"], "scorer_id": row["scorer_id"], "question_id": question, "text": "yes",
-                "cut": False, "dtype": "float32", "job_id": job, "answered_at": now,
+                "image_id": row["image_id"],
+                "scorer_id": row["scorer_id"],
+                "question_id": question,
+                "text": "yes",
+                "cut": False,
+                "dtype": "float32",
+                "job_id": job,
+                "answered_at": now,
             }
             for row in library
             for question, job in enumerate(row["asked_by"], 1)
-        ]  # fmt: skip
+        ]
         if answers:
             connection.execute(insert(AnswerRow), answers)
 
@@ -192,7 +213,7 @@ def fill(engine: Engine, library: list[dict[str, Any]]) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],  # each example starts empty
 )
 @given(library=libraries(), asked=st.lists(wanteds, min_size=10, max_size=10), page=st.integers(1, 6), data=st.data())
-def test_results_are_those_of_a_plain_filter_and_sort(
+def test_results_equal_a_plain_filter_and_sort(
     engine: Engine, library: list[dict[str, Any]], asked: list[ResultFilter], page: int, data: st.DataObject
 ) -> None:
     fill(engine, library)

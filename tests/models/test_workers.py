@@ -22,7 +22,7 @@ def worker(owner: str, broker: str = "") -> WorkerRow:
     )
 
 
-def test_a_process_knows_itself_to_live() -> None:
+def test_this_process_is_not_dead() -> None:
     assert not process_id.is_dead(process_id.identity())
     assert process_id.identity() == process_id.identity()
 
@@ -39,7 +39,7 @@ def test_an_ended_process_of_this_host_is_dead() -> None:
     assert process_id.is_dead(owner)
 
 
-def test_a_process_that_took_over_the_number_of_an_ended_one_is_told_apart() -> None:
+def test_a_process_that_reuses_a_number_is_another_process() -> None:
     host = process_id.identity().rsplit(":", 2)[0]
 
     assert process_id.is_dead(f"{host}:{os.getpid()}:12345.00")
@@ -65,7 +65,7 @@ def test_nothing_is_known_of_a_container_of_the_same_name() -> None:
     assert not process_id.is_dead(owner)
 
 
-def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_host_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> str:
         raise FileNotFoundError
 
@@ -74,7 +74,7 @@ def test_a_system_without_proc_is_known_by_its_name(monkeypatch: pytest.MonkeyPa
     assert process_id._host.__wrapped__() == socket.gethostname()
 
 
-def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
+def test_workers_register_and_set_notices(engine: Engine) -> None:
     workers.register(engine, worker("a:1:1.00"))
     workers.register(engine, worker("b:1:1.00", broker="b"))
 
@@ -85,7 +85,7 @@ def test_workers_are_announced_and_say_what_keeps_them(engine: Engine) -> None:
     assert [found.owner for found in workers.workers(engine)] == ["a:1:1.00", "b:1:1.00"]
 
 
-def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
+def test_a_heartbeat_updates_the_time_a_worker_was_seen(engine: Engine) -> None:
     workers.register(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
         connection.execute(update(WorkerRow).values(seen_at=now_s() - 100))
@@ -98,7 +98,7 @@ def test_a_heartbeat_keeps_a_worker_in_sight(engine: Engine) -> None:
     assert one.quiet_s == pytest.approx(0, abs=30)
 
 
-def test_those_long_gone_are_forgotten(engine: Engine) -> None:
+def test_workers_not_seen_for_a_day_are_removed(engine: Engine) -> None:
     workers.register(engine, worker("a:1:1.00"))
     with writing(engine) as connection:
         connection.execute(update(WorkerRow).values(seen_at=now_s() - workers.FORGOTTEN_S - 1))

@@ -26,14 +26,14 @@ ASKING = replace(SPEC, key="asking", questions=(WHY, SHARP))
 
 
 def answer_to(question: Question) -> Answer:
-    """What is answered here to a question."""
+    """Return the answer that this stand-in gives to a question."""
     return Answer(question.choices[0], probabilities=(0.75, 0.25)) if question.choices else Answer("Good: sharp.")
 
 
 def result_of(
     claim: Claim, item: ClaimedItem, score: float, answer: Callable[[Question], Answer]
 ) -> Scored | AlreadyScored:
-    """What a worker does with a photo: it scores it unless that is done, and asks what is open."""
+    """Score a photo unless it has a score, and answer its open questions."""
     known = None if claim.rescore else item.found.score
     value = score if known is None else known
     answers = {each: answer(claim.questions[each]) for each in claim.to_ask(value, item.found)}
@@ -45,7 +45,7 @@ def result_of(
 def score_and_answer(
     engine: Engine, score: Callable[[str], float] = lambda _: 0.5, answer: Callable[[Question], Answer] = answer_to
 ) -> tuple[int, int]:
-    """Do all the work that there is; how many photos were scored, and how many answers given."""
+    """Score and answer everything. Return how many photos were scored and how many answers given."""
     done: list[Scored | AlreadyScored] = []
     while messages := scheduling.stage_chunks(engine, QUEUE, ahead=4, lease_s=60):
         for message in messages:

@@ -40,7 +40,7 @@ def listed(engine: Engine, found: list[Photo], spec: JobSpec = SPEC) -> int:
 def score_all(
     engine: Engine, lane: QueueKey = QUEUE, failing: tuple[str, ...] = (), reason: Reason = Reason.CORRUPT
 ) -> int:
-    """Do all the work that a lane has; the number of items."""
+    """Score everything in a queue. Return the number of items."""
     number = 0
     while messages := scheduling.stage_chunks(engine, lane, ahead=4, lease_s=60):
         for message in messages:

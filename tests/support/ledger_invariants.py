@@ -24,7 +24,7 @@ _EVERYTHING = [
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a ledger holds at one moment."""
+    """Everything in a ledger at one moment."""
 
     jobs: dict[int, Any]
     chunks: dict[int, Any]
@@ -35,12 +35,12 @@ class Snapshot:
     questions: dict[int, Any]
 
     def of_chunk(self, chunk_id: int, state: ItemState | None = None) -> list[Any]:
-        """The items of a chunk that are there, of one state or of all."""
+        """Return the items of a chunk, in one state or in all."""
         items = [item for item in self.items.values() if item.chunk_id == chunk_id]
         return [item for item in items if state is None or item.state == state]
 
     def of_job(self, job_id: int) -> list[Any]:
-        """The chunks of a job."""
+        """Return the chunks of a job."""
         return [chunk for chunk in self.chunks.values() if chunk.job_id == job_id]
 
 
@@ -60,13 +60,13 @@ def snapshot(engine: Engine) -> Snapshot:
 
 
 def check(now: Snapshot) -> None:
-    """Passes when every invariant holds."""
+    """Check every invariant."""
     for invariant in INVARIANTS:
         invariant(now)
 
 
 def the_counters_of_a_chunk_count_its_items(now: Snapshot) -> None:
-    """What is scored or failed is counted once; of pruned items, the count alone is left."""
+    """Scored and failed items are counted once. Pruned items leave only their count."""
     for chunk in now.chunks.values():
         counts = {state: len(now.of_chunk(chunk.id, state)) for state in ItemState}
         pruned = chunk.size - sum(counts.values())
@@ -76,7 +76,7 @@ def the_counters_of_a_chunk_count_its_items(now: Snapshot) -> None:
 
 
 def an_item_is_in_a_chunk_of_its_own_job(now: Snapshot) -> None:
-    """And its state is one that exists."""
+    """Its state exists, too."""
     for item in now.items.values():
         assert now.chunks[item.chunk_id].job_id == item.job_id, item
         assert item.state in list(ItemState), item
@@ -95,7 +95,7 @@ def a_chunk_has_a_token_exactly_when_it_is_leased(now: Snapshot) -> None:
 
 
 def a_chunk_is_done_exactly_when_nothing_of_it_is_queued(now: Snapshot) -> None:
-    """But for one in a worker's hands, which may have recorded all of it and not yet handed it back."""
+    """Except a leased one: its worker may have recorded everything and not released it yet."""
     for chunk in now.chunks.values():
         left = now.of_chunk(chunk.id, ItemState.QUEUED)
         if chunk.state == ChunkState.DONE:
@@ -105,7 +105,7 @@ def a_chunk_is_done_exactly_when_nothing_of_it_is_queued(now: Snapshot) -> None:
 
 
 def a_finished_job_is_listed_and_done(now: Snapshot) -> None:
-    """Its listing is complete, all its chunks are done, and nothing of it is queued."""
+    """Its listing is complete and all its chunks are done."""
     for job in now.jobs.values():
         assert (job.finished_at is not None) == (job.state in ENDED), job
         if job.state == JobState.FINISHED:
@@ -115,13 +115,13 @@ def a_finished_job_is_listed_and_done(now: Snapshot) -> None:
 
 
 def only_finished_and_cancelled_jobs_have_cancelled_or_pruned_items(now: Snapshot) -> None:
-    """Nothing is cancelled of a job that goes on."""
+    """A job that continues has no cancelled items."""
     for item in now.items.values():
         assert item.state != ItemState.CANCELLED or now.jobs[item.job_id].state == JobState.CANCELLED, item
 
 
 def what_is_scored_has_its_score(now: Snapshot) -> None:
-    """Of an image whose version was unknown, the score is that of some version of its URI."""
+    """The score of an image without a version belongs to some version of its URI."""
     uris = {(now.images[image_id].uri, scorer_id) for image_id, scorer_id in now.scores}
     for item in now.items.values():
         if item.state == ItemState.SCORED:
@@ -133,14 +133,14 @@ def what_is_scored_has_its_score(now: Snapshot) -> None:
 
 
 def what_is_answered_has_its_score(now: Snapshot) -> None:
-    """Of the same image by the same scorer, and the question is there."""
+    """It has the same image and scorer, and its question exists."""
     for image_id, scorer_id, question_id in now.answers:
         assert (image_id, scorer_id) in now.scores
         assert question_id in now.questions
 
 
 def what_failed_says_why_and_nothing_else_does(now: Snapshot) -> None:
-    """It is crashed exactly when so many workers died while it ran alone."""
+    """It is crashed exactly when MAX_CRASHES workers died while it ran alone."""
     for item in now.items.values():
         assert (item.reason is not None) == (item.message is not None) == (item.state == ItemState.FAILED), item
         assert (item.crashes >= MAX_CRASHES) == (item.reason == Reason.CRASHED), item
@@ -148,7 +148,7 @@ def what_failed_says_why_and_nothing_else_does(now: Snapshot) -> None:
 
 
 def items_are_in_flight_only_while_a_worker_has_them(now: Snapshot) -> None:
-    """What is settled carries no risk, and beside what runs alone nothing runs."""
+    """Settled items are not quarantined, and nothing runs with an item that runs alone."""
     for chunk in now.chunks.values():
         risks = {item.image_id: item.quarantine for item in now.of_chunk(chunk.id)}
         for item in now.of_chunk(chunk.id):
@@ -159,7 +159,7 @@ def items_are_in_flight_only_while_a_worker_has_them(now: Snapshot) -> None:
 
 
 def at_most_one_version_of_a_photo_is_current(now: Snapshot) -> None:
-    """And never the unknown one."""
+    """It is never the unknown version."""
     current = [image.uri for image in now.images.values() if image.current]
     assert len(current) == len(set(current))
     assert not [image for image in now.images.values() if image.current and image.version == UNKNOWN_VERSION]

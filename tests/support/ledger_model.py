@@ -42,7 +42,7 @@ class ItemModel:
 
 @dataclass
 class Holding:
-    """A claim in a worker's hands, and what the worker has done with it."""
+    """A worker's claim, and what the worker has done with it."""
 
     claim: Claim
     owner: str
@@ -56,13 +56,13 @@ class Holding:
 
     @property
     def awaited(self) -> list[int]:
-        """What will have a result yet."""
+        """Return the items without a result."""
         started = self.flying if self.alone is None else [self.alone]
         return [image_id for image_id in started if image_id not in self.unread]
 
 
 class Model:
-    """Changed by whoever changes the ledger, and compared with it."""
+    """A model of the ledger. Each operation changes both, and they must agree."""
 
     def __init__(self) -> None:
         self.jobs: dict[int, JobModel] = {}
@@ -74,20 +74,21 @@ class Model:
         self.held: dict[str, Holding] = {}  # by token
 
     def of_chunk(self, chunk_id: int, state: ItemState = ItemState.QUEUED) -> list[tuple[int, ItemModel]]:
-        """Images and items of a chunk in a state."""
+        """Return images and items of a chunk in a state."""
         found = [(key[1], item) for key, item in self.items.items() if item.chunk_id == chunk_id]
         return [(image_id, item) for image_id, item in found if item.state == state]
 
     def is_in_job(self, job_id: int, photo: Photo) -> bool:
-        """Whether a job has an image, or one that may be the same."""
-        versions = {item.photo.version for key, item in self.items.items()
-                    if key[0] == job_id and item.photo.uri == photo.uri}  # fmt: skip
+        """Return whether a job has an image, or one that may be the same."""
+        versions = {
+            item.photo.version for key, item in self.items.items() if key[0] == job_id and item.photo.uri == photo.uri
+        }
         if photo.version == UNKNOWN_VERSION:
             return bool(versions)
         return bool(versions & {photo.version, UNKNOWN_VERSION})
 
     def needs_nothing(self, job: JobModel, photo: Photo) -> bool:
-        """Whether a job that does not rescore has nothing to do about an image."""
+        """Return whether a job without --rescore has nothing to do for an image."""
         if (photo, job.scorer_id) not in self.scores:
             return False
         score, _ = self.scores[photo, job.scorer_id]
@@ -95,7 +96,7 @@ class Model:
         return is_good or all((photo, job.scorer_id, name) in self.answers for name in job.questions)
 
     def findings(self, claim: Claim, photo: Photo) -> ExistingResults:
-        """What a claim has to say about an image."""
+        """Return what a claim says about an image."""
         score = self.scores.get((photo, claim.scorer_id))
         answered = {
             question_id
@@ -105,16 +106,18 @@ class Model:
         return ExistingResults(score and score[0], frozenset(answered))
 
     def list(self, job_id: int, photos: Sequence[Photo], added: Added) -> set[Photo]:
-        """Images are listed into a job, with the result that it said. Returns those that are to become items."""
+        """List images into a job, and check what was counted. Return those that become items."""
         job = self.jobs[job_id]
         new = [photo for photo in photos if not self.is_in_job(job_id, photo)]
         may_skip = [photo for photo in new if not job.rescore and photo.version != UNKNOWN_VERSION]
         skipped = {photo for photo in may_skip if self.needs_nothing(job, photo)}
         condemned = {
-            item.photo for key, item in self.items.items()
-            if item.state == ItemState.FAILED and item.reason not in PASSING_REASONS
+            item.photo
+            for key, item in self.items.items()
+            if item.state == ItemState.FAILED
+            and item.reason not in PASSING_REASONS
             and self.jobs[key[0]].scorer_id == job.scorer_id
-        }  # fmt: skip
+        }
         skipped_failed = {photo for photo in may_skip if photo in condemned} - skipped
         queued = set(new) - skipped - skipped_failed
         assert added == Added(len(queued), len(skipped), len(skipped_failed), 0)
@@ -124,7 +127,7 @@ class Model:
         return queued
 
     def place(self, job_id: int, photos: set[Photo], now: Snapshot) -> None:
-        """Those images are items of a job by now."""
+        """Note that these images are items of a job."""
         for (of_job, image_id), row in now.items.items():
             if of_job == job_id and (of_job, image_id) not in self.items:
                 photo = Photo(now.images[image_id].uri, now.images[image_id].version)
@@ -134,7 +137,7 @@ class Model:
         self.sizes |= {chunk.id: chunk.size for chunk in now.of_job(job_id) if chunk.id not in self.sizes}
 
     def claim(self, claim: Claim, owner: str) -> Holding:
-        """A worker has a chunk; what another job has scored and asked meanwhile is settled."""
+        """Note a claim, which settles what other jobs scored and asked."""
         job = self.jobs[claim.job_id]
         assert [question.name for question in claim.questions.values()] == list(job.questions)
         assert claim.ask_below == job.ask_below
@@ -152,7 +155,7 @@ class Model:
         return holding
 
     def record(self, holding: Holding, results: Sequence[Scored | AlreadyScored | Failed]) -> None:
-        """Results were written under a valid lease."""
+        """Note results that were written under a valid lease."""
         claim = holding.claim
         for result in results:
             item = self.items[claim.job_id, result.image_id]
@@ -174,7 +177,7 @@ class Model:
             item.state, item.reason, item.is_suspect = state, reason, False
 
     def lose(self, holding: Holding) -> None:
-        """A worker is dead or out of touch; unless it was told to end, that is laid to what it had in flight."""
+        """Note a lost lease. Unless the worker was stopping, its items in flight become suspect."""
         del self.held[holding.claim.token]
         if not holding.is_told_to_end:
             for image_id in holding.flying:
@@ -187,7 +190,7 @@ class Model:
         self._cancel_rest(holding)
 
     def hand_back(self, holding: Holding) -> None:
-        """A worker has ended its lease in good order."""
+        """Note a released lease."""
         del self.held[holding.claim.token]
         self._cancel_rest(holding)
 
@@ -196,17 +199,18 @@ class Model:
             self.settle_cancelled([holding.claim.chunk_id])
 
     def settle_cancelled(self, chunk_ids: Sequence[int]) -> None:
-        """What is left of chunks is cancelled."""
+        """Cancel the open items of chunks."""
         for chunk_id in chunk_ids:
             for _, item in self.of_chunk(chunk_id):
                 self._settle(item, ItemState.CANCELLED)
 
     def retry(self, job_id: int, reasons: Sequence[Reason]) -> int:
-        """Failed items are queued again; their number."""
+        """Queue failed items again. Return their number."""
         failed = [
-            item for key, item in self.items.items()
+            item
+            for key, item in self.items.items()
             if key[0] == job_id and item.state == ItemState.FAILED and (not reasons or item.reason in reasons)
-        ]  # fmt: skip
+        ]
         for item in failed:
             item.state, item.reason, item.deaths = ItemState.QUEUED, None, 0
         job = self.jobs[job_id]
@@ -215,7 +219,7 @@ class Model:
         return len(failed)
 
     def prune(self, before: Snapshot) -> int:
-        """What is settled and did not fail is removed from jobs that have ended; the number of items."""
+        """Remove scored and cancelled items of ended jobs. Return their number."""
         number = 0
         for (job_id, _), item in self.items.items():
             is_over = self.jobs[job_id].state in (JobState.FINISHED, JobState.CANCELLED)
@@ -226,7 +230,7 @@ class Model:
         return number
 
     def risk(self, image_id: int, item: ItemModel, chunk_token: str | None) -> Quarantine:
-        """What an item has to do with the death of a worker."""
+        """Return an item's quarantine."""
         holding = self.held.get(chunk_token or "")
         if item.state != ItemState.QUEUED:
             return Quarantine.NONE
@@ -237,12 +241,18 @@ class Model:
         return Quarantine.SUSPECT if item.is_suspect else Quarantine.NONE
 
     def compare(self, now: Snapshot) -> None:
-        """Passes when the ledger holds what it ought to, and nothing else."""
+        """Check that the ledger holds exactly what the model holds."""
         items = {
-            key: (item.chunk_id, item.state, item.reason, item.deaths,
-                  self.risk(key[1], item, now.chunks[item.chunk_id].token))
-            for key, item in self.items.items() if not item.is_pruned
-        }  # fmt: skip
+            key: (
+                item.chunk_id,
+                item.state,
+                item.reason,
+                item.deaths,
+                self.risk(key[1], item, now.chunks[item.chunk_id].token),
+            )
+            for key, item in self.items.items()
+            if not item.is_pruned
+        }
         assert {
             key: (row.chunk_id, row.state, row.reason, row.crashes, row.quarantine) for key, row in now.items.items()
         } == items
@@ -266,8 +276,12 @@ class Model:
             if row.state == JobState.FINISHED and job.state == JobState.ACTIVE:
                 job.state = JobState.FINISHED  # whether it may be is an invariant of the ledger itself
             assert (row.state, row.listed_at is not None, row.lister is not None, row.skipped, row.skipped_failed) == (
-                job.state, job.is_listed, job.is_being_listed, job.skipped, job.skipped_failed,
-            )  # fmt: skip
+                job.state,
+                job.is_listed,
+                job.is_being_listed,
+                job.skipped,
+                job.skipped_failed,
+            )
         for chunk in now.chunks.values():
             job = self.jobs[chunk.job_id]
             assert chunk.state != ChunkState.SENT or job.state == JobState.ACTIVE or job.is_loose, chunk
