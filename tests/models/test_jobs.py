@@ -125,9 +125,7 @@ def test_a_photo_that_changes_back_has_its_old_score(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("reason", "skipped"), [(Reason.CORRUPT, 1), (Reason.MISSING, 0), (Reason.UNREADABLE, 0)])
-def test_photos_that_failed_by_their_own_fault_are_skipped_until_they_change(
-    engine: Engine, reason: Reason, skipped: int
-) -> None:
+def test_failed_photos_are_skipped_until_they_change(engine: Engine, reason: Reason, skipped: int) -> None:
     listed(engine, photos(3))
     score_all(engine, failing=("file:///p/000001.jpg",), reason=reason)
 
