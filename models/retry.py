@@ -10,7 +10,6 @@ PAUSE_S = 1.0
 
 T = TypeVar("T")
 
-
 OnOutage = Callable[[DatabaseUnavailable | None], None]
 """Called with the error each time that the database is unavailable, and with None when it is back. What it raises ends
 the waiting."""

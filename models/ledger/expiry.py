@@ -63,13 +63,11 @@ def _count_crash(connection: sa.Connection, chunk_id: int) -> None:
 
 _CANCEL = sa.update(ItemRow).where(OPEN_ITEM_OF_CHUNK).values(state=ItemState.CANCELLED, quarantine=Quarantine.NONE)
 
-
 CLEAR_RISK = (
     sa.update(ItemRow)
     .where(OPEN_ITEM_OF_CHUNK, ItemRow.quarantine.in_((Quarantine.IN_FLIGHT, Quarantine.ALONE)))
     .values(quarantine=sa.case((ItemRow.quarantine == Quarantine.ALONE, Quarantine.SUSPECT), else_=Quarantine.NONE))
 )
-
 
 _REQUEUE_OR_FINISH = (
     sa.update(ChunkRow)

@@ -95,7 +95,6 @@ _NOTE_DISPATCH = (
     .values(last_dispatched_at=case((now_s() < _LATEST_DISPATCH, _LATEST_DISPATCH), else_=now_s()))
 )
 
-
 _URIS = (
     select(ImageRow.uri)
     .join(ItemRow, ItemRow.image_id == ImageRow.id)
