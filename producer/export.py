@@ -2,14 +2,16 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from typing import IO
 
 from models.queries.answers import AnswerRecord
 from models.queries.failures import Failure
 from models.queries.results import Result
-from producer.formatting import escaped_name, in_one_line, place, rating, row, scaled, utc
+from producer.formatting import escaped_name, in_one_line, rating, row, scaled, utc
 from qsit.rating import WORDS, score_of
+from qsit.sources.uris import path_or_uri
 
 COLUMNS = ("uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job")
 """Of CSV, before the answers."""
@@ -19,28 +21,33 @@ LAST_COLUMNS = ("procedure", "dtype", "version")
 
 def write_results(
     results: Iterable[Result], form: str, scale: str, output: IO[str], questions: Sequence[str] | None = None
-) -> None:
+) -> set[str]:
     """
-    Write results in a format.
+    Write results in a format, and return the models that they are by.
 
     scale: of the scores in tables and CSV.
     questions: the names that get a column in CSV; None for results without answers.
     """
+    models = set()
     writer = csv.writer(output)
     if form == "csv":
         writer.writerow([*COLUMNS, *(f"answer: {name}" for name in questions or ()), *LAST_COLUMNS])
     elif form == "table":
         output.write(f"{'score':>8}  {'rating':9}  photo\n")
     for result in results:
+        models.add(result.model)
         if form == "jsonl":
             output.write(json.dumps(result_record(result, with_answers=questions is not None)) + "\n")
         elif form == "csv":
             writer.writerow(_cells(result, scale, questions or ()))
         elif form == "paths":
-            output.write(place(result.uri) + "\n")
+            output.write(path_or_uri(result.uri) + "\n")
         else:
             output.write(row(result, scale) + "\n")
-            output.writelines(f"{line}\n" for line in _answer_lines(result.answers))
+            for given in result.answers:
+                words = f"{in_one_line(given.name)}: {in_one_line(given.answer.text)}"
+                output.write(f"{'':10}{words}{' [cut]' if given.answer.cut else ''}\n")
+    return models
 
 
 def result_record(result: Result, *, with_answers: bool) -> dict[str, object]:
@@ -59,20 +66,16 @@ def result_record(result: Result, *, with_answers: bool) -> dict[str, object]:
         "job": result.job,
     }
     if with_answers:
-        record["answers"] = [answer_record(given) for given in result.answers]
+        record["answers"] = [_answer_record(given) for given in result.answers]
     return record
 
 
-def answer_record(given: AnswerRecord) -> dict[str, object]:
-    """Return an answer as in JSON, with the probability of each choice."""
-    record: dict[str, object] = {
-        "question": given.name,
-        "text": given.question,
-        "answer": given.answer.text,
-        "cut": given.answer.cut,
-    }
+def _answer_record(given: AnswerRecord) -> dict[str, object]:
+    answer = given.answer
+    record: dict[str, object] = {"question": given.name, "text": given.question}
+    record |= {"answer": answer.text, "cut": answer.cut}
     if given.choices:
-        record["probabilities"] = dict(zip(given.choices, given.answer.probabilities, strict=True))
+        record["probabilities"] = dict(zip(given.choices, answer.probabilities, strict=True))
     return record | {"answered_at": utc(given.answered_at), "job": given.job}
 
 
@@ -89,19 +92,13 @@ def _cells(result: Result, scale: str, questions: Sequence[str]) -> list[object]
     ]
 
 
-def _answer_lines(answers: Sequence[AnswerRecord]) -> Iterator[str]:
-    for given in answers:
-        words = f"{in_one_line(given.name)}: {in_one_line(given.answer.text)}"
-        yield f"{'':10}{words}{' [cut]' if given.answer.cut else ''}"
-
-
 def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> None:
     """Write failures in a format."""
     writer = csv.writer(output)
     if form == "csv":
-        writer.writerow(["uri", "reason", "message", "job"])
+        writer.writerow(field.name for field in fields(Failure))
     for failure in failures:
-        cells = {"uri": failure.uri, "reason": str(failure.reason), "message": failure.message, "job": failure.job}
+        cells = asdict(failure)
         if form == "jsonl":
             output.write(json.dumps(cells) + "\n")
         elif form == "csv":

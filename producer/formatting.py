@@ -11,14 +11,9 @@ SCALES = {"0-1": (0.0, 1.0), "0-5": (0.0, 5.0), "1-5": (1.0, 5.0)}
 DEMO_NOTE = "the model demo is trained on synthetic distortions: its scores are no substitute for Q-SiT's"
 
 
-def place(uri: str) -> str:
-    """Return a local URI as a path and any other URI unchanged. For programs: a terminal needs `escaped_name`."""
-    return path_or_uri(uri)
-
-
 def escaped_name(uri: str) -> str:
     """Return the path or URI of a photo in one line that no terminal obeys."""
-    return in_one_line(place(uri))
+    return in_one_line(path_or_uri(uri))
 
 
 def in_one_line(text: str) -> str:

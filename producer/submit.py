@@ -50,11 +50,6 @@ def opened(
 
     on_outage: is called when the database is away while the sources are listed.
     endpoint_url: of the S3-compatible server with the sources; AWS if None.
-
-    Raises:
-        UsageError: when the request has no source, or another job has the name.
-        SourceError: when a source does not exist.
-        CheckpointError: when the model cannot be found.
     """
     if not request.sources and request.files_from is None:
         raise UsageError("name a folder, a file, an s3:// place, or --files-from a list of them")
@@ -85,16 +80,8 @@ def _make_key(request: Request, model: str, list_file: ListFile | None) -> str:
     if list_file is not None:
         with list_file.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-    asked: dict[str, object] = {
-        "sources": [source.name for source in request.sources],
-        "list": content,
-        "column": request.column,
-        "exclude": request.exclude,
-        "model": model,
-        "revision": request.revision,
-        "as_stored": request.as_stored,
-        "rescore": request.rescore,
-    }
+    asked = {field: getattr(request, field) for field in ("column", "exclude", "revision", "as_stored", "rescore")}
+    asked |= {"sources": [source.name for source in request.sources], "list": content, "model": model}
     if request.questions:  # without questions, the key is the one of earlier versions
         asked["questions"] = [asdict(question) for question in sorted(request.questions, key=lambda each: each.name)]
         asked["ask_below"] = request.ask_below

@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from models import db
 from models.claims import QueueKey
-from models.ledger import jobs
 from models.retry import retry_while_unavailable
 from producer import status as job_status
 from producer import summary
@@ -115,8 +114,7 @@ def status(job: str | None, watch: bool, form: str) -> int:
 
     Lists what holds the job up as stuck.
     """
-    engine = db.open_ledger(settings.load().database_url)
-    job_id = jobs.find_job(engine, job)
+    engine, job_id = options.find_job(job)
     if not watch:
         _print_status(job_status.gather(engine, job_id), form)
         return ExitCode.OK
@@ -142,8 +140,7 @@ def wait(job: str | None) -> int:
 
     Exits with 3 if more photos failed than the job's --max-failed allows.
     """
-    engine = db.open_ledger(settings.load().database_url)
-    return _wait(engine, jobs.find_job(engine, job), NoticePrinter())
+    return _wait(*options.find_job(job), NoticePrinter())
 
 
 def _wait(

@@ -23,7 +23,7 @@ def pause(job: str | None) -> None:
 
     Workers finish the batch in hand and return the rest.
     """
-    engine, job_id = _find_job(job)
+    engine, job_id = options.find_job(job)
     control.pause(engine, job_id)
     NoticePrinter().say(f"job {job_id} is paused; to resume it: qsit resume {job_id}")
 
@@ -32,7 +32,7 @@ def pause(job: str | None) -> None:
 @options.job
 def resume(job: str | None) -> None:
     """Resume a paused job (default: the latest)."""
-    engine, job_id = _find_job(job)
+    engine, job_id = options.find_job(job)
     control.resume(engine, job_id)
     NoticePrinter().say(f"job {job_id} is resumed{_hint(engine, job_id)}")
 
@@ -41,7 +41,7 @@ def resume(job: str | None) -> None:
 @options.job
 def cancel(job: str | None) -> None:
     """Cancel a job (default: the latest) for good. Its scores stay."""
-    engine, job_id = _find_job(job)
+    engine, job_id = options.find_job(job)
     control.cancel(engine, job_id)
     NoticePrinter().say(f"job {job_id} is cancelled; {counts(job_progress(engine, job_id))}")
 
@@ -57,7 +57,7 @@ def cancel(job: str | None) -> None:
 )
 def retry(job: str | None, reasons: tuple[str, ...]) -> None:
     """Retry the failed photos of a job (default: the latest)."""
-    engine, job_id = _find_job(job)
+    engine, job_id = options.find_job(job)
     number = control.retry(engine, job_id, [Reason(reason) for reason in reasons])
     NoticePrinter().say(f"{count(number, 'photo')} of job {job_id} queued again{_hint(engine, job_id)}")
 
@@ -104,8 +104,3 @@ def _hint(engine: Engine, job_id: int) -> str:
     if progress.state == JobState.PAUSED:
         return f"; the job is paused, to resume it: qsit resume {job_id}"
     return "; run the same `qsit score` again" if progress.private and progress.left else ""
-
-
-def _find_job(name_or_id: str | None) -> tuple[Engine, int]:
-    engine = db.open_ledger(settings.load().database_url)
-    return engine, jobs.find_job(engine, name_or_id)

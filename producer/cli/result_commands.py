@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +14,8 @@ from models import db
 from models.ledger import jobs
 from models.queries.failures import list_failures
 from models.queries.pagination import ResultFilter
-from models.queries.results import Result, find_results, question_names
-from producer import export, question_files
+from models.queries.results import find_results, question_names
+from producer import export
 from producer.cli import options
 from producer.exit_codes import ExitCode
 from producer.formatting import DEMO_NOTE
@@ -31,11 +31,16 @@ from qsit.sources.source import parse_uri_pattern
 @options.output_format("table", "json")
 def questions(form: str) -> int:
     """List the ready questions, which --ask takes by name. The last of their choices is the best."""
-    ready = list(BUILTIN_QUESTIONS.values())
     if form == "json":
-        click.echo(json.dumps([question_files.record(question) for question in ready]))
-    else:
-        click.echo("\n".join(question_files.lines(ready)))
+        fields = ("name", "text", "choices")
+        ready = BUILTIN_QUESTIONS.values()
+        click.echo(json.dumps([{field: getattr(question, field) for field in fields} for question in ready]))
+        return ExitCode.OK
+    click.echo(f"{'name':12} question")
+    for question in BUILTIN_QUESTIONS.values():
+        click.echo(f"{question.name:12} {question.text}")
+        if question.choices:
+            click.echo(f"{'':12} {', '.join(question.choices)}")
     return ExitCode.OK
 
 
@@ -44,8 +49,7 @@ def questions(form: str) -> int:
 @options.output_format("table", "jsonl", "csv")
 def failures(job: str | None, form: str) -> int:
     """List the failed photos of a job (default: the latest), and why."""
-    engine = db.open_ledger(settings.load().database_url)
-    export.write_failures(list_failures(engine, jobs.find_job(engine, job)), form, sys.stdout)
+    export.write_failures(list_failures(*options.find_job(job)), form, sys.stdout)
     return ExitCode.OK
 
 
@@ -100,19 +104,11 @@ def results(
         if output is None and isinstance(sys.stdout, io.TextIOWrapper):
             # the locale may lack letters that answers have
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    models: set[str] = set()
     with _opened_output(output) as file:
-        export.write_results(_collect_models(find_results(engine, wanted), models), form, scale, file, names)
+        models = export.write_results(find_results(engine, wanted), form, scale, file, names)
     if DEMO in models:
         NoticePrinter().say(f"note: {DEMO_NOTE}")
     return ExitCode.OK
-
-
-def _collect_models(results: Iterable[Result], models: set[str]) -> Iterator[Result]:
-    """Pass results on, and add their models to a set."""
-    for result in results:
-        models.add(result.model)
-        yield result
 
 
 @contextlib.contextmanager

@@ -3,43 +3,24 @@
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Console
 
 from producer.evaluation import ask
 from producer.evaluation.llvisionqa import Item, Tally, read_items
 from producer.evaluation.published import LLVISIONQA
-from producer.evaluation.report import Report
-from producer.evaluation.skipped import Skipped, SkipReason
+from producer.evaluation.report import QuestionSkip, Report, Skipped, table_line
 from producer.formatting import DEMO_NOTE, count
-from producer.monitor import display
+from producer.monitor import Counts, display
 from qsit import checkpoints
 from qsit.errors import ImageError, SourceError, UsageError
+from qsit.questions import Answer
 from qsit.settings import Settings
 from qsit.sources.local_source import LocalSource
 from qsit.sources.source import parse_below, parse_source
 from qsit.states import Reason
 
-SKIP_REASONS = (
-    SkipReason.UNREADABLE,
-    SkipReason.NO_KEY,
-    SkipReason.KEY_NOT_LISTED,
-    SkipReason.MISSING,
-    SkipReason.BROKEN,
-    SkipReason.FAILED,
-)
 MODEL_FAILURES = (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY)
-
-
-@dataclass(frozen=True)
-class AskedCounts:
-    """How many of the questions are answered, for the progress display."""
-
-    to_do: int
-    scored: int
-    failed: int
-    is_listed: bool = True
 
 
 def evaluate_answers(
@@ -55,29 +36,34 @@ def evaluate_answers(
     as_stored: bool,
 ) -> Report:
     """
-    Ask the model the questions of a file, in this process, and count its right answers.
-
-    Raises:
-        QsitError: when there are no questions, no such model or device, or torch is not installed.
+    Ask the model the questions of a file, in this process, and count its right answers. Raises QsitError when there is
+    no such model or device, or no torch.
     """
     folder = parse_source(images or os.path.dirname(os.path.abspath(os.path.expanduser(file))))
     if not isinstance(folder, LocalSource):
         raise UsageError("--images must be a folder for --llvisionqa")
-    skipped = Skipped(SKIP_REASONS, "question")
+    skipped = Skipped(QuestionSkip, "question")
     tally = Tally()
     items: list[tuple[Item, str]] = []
     for item in read_items(file, skipped)[:limit]:
-        path = _find_photo(item.image, folder)
-        if path is not None:
+        if (path := _find_photo(item.image, folder)) is not None:
             items.append((item, path))
         else:
-            skipped.add(SkipReason.MISSING, item.image)
+            skipped.add(QuestionSkip.MISSING, item.image)
     name = checkpoints.full_name(model or settings.model)
     if revision is None:
         revision = settings.revision_for(model)
     if items:
         revision = checkpoints.resolve(name, revision)
-        _ask(settings, console, name, revision, device, items, tally, skipped, as_stored=as_stored)
+        answers = _ask(settings, name, revision, device, items, as_stored=as_stored)
+        with display(console) as show:
+            for done, (item, answer) in enumerate(answers, start=1):
+                if not isinstance(answer, ImageError):
+                    tally.add(item, answer.text)
+                else:
+                    reason = QuestionSkip.FAILED if answer.reason in MODEL_FAILURES else QuestionSkip.BROKEN
+                    skipped.add(reason, f"{item.image} ({answer})")
+                show(Counts(len(items), scored=tally.asked, failed=done - tally.asked))
     record: dict[str, object] = {
         "n": tally.asked,
         "right": tally.right,
@@ -103,18 +89,9 @@ def _find_photo(name: str, folder: LocalSource) -> str | None:
 
 
 def _ask(
-    settings: Settings,
-    console: Console,
-    name: str,
-    revision: str,
-    device: str | None,
-    items: list[tuple[Item, str]],
-    tally: Tally,
-    skipped: Skipped,
-    *,
-    as_stored: bool,
-) -> None:
-    """Load the model, ask it, and count its replies."""
+    settings: Settings, name: str, revision: str, device: str | None, items: list[tuple[Item, str]], *, as_stored: bool
+) -> Iterator[tuple[Item, Answer | ImageError]]:
+    """Load the model and ask it. Yield each item with its answer or error, in any order."""
     from worker.devices import find_devices
 
     first_device = find_devices(device or settings.device)[0]
@@ -123,24 +100,19 @@ def _ask(
     except ImportError as error:
         raise UsageError("answering questions needs torch: pip install 'qsit[worker]'") from error
     model = QSit.load(name, device=first_device, dtype=settings.dtype, revision=revision)
-    answers = ask.ask_all(
-        model,
-        [(path, item.prompt) for item, path in items],
-        batch_tokens=settings.batch_tokens or model.batch_tokens,
-        loaders=settings.loaders,
-        max_pixels=settings.max_pixels,
-        as_stored=as_stored,
-    )
-    with warnings.catch_warnings(), display(console) as show:
+    batch_tokens = settings.batch_tokens or model.batch_tokens
+    asked = [(path, item.prompt) for item, path in items]
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # it warns about unusual metadata, once per photo
-        for done, (index, answer) in enumerate(answers, start=1):
-            item = items[index][0]
-            if not isinstance(answer, ImageError):
-                tally.add(item, answer.text)
-            else:
-                reason = SkipReason.FAILED if answer.reason in MODEL_FAILURES else SkipReason.BROKEN
-                skipped.add(reason, f"{item.image} ({answer})")
-            show(AskedCounts(len(items), scored=tally.asked, failed=done - tally.asked))
+        for index, answer in ask.ask_all(
+            model,
+            asked,
+            batch_tokens=batch_tokens,
+            loaders=settings.loaders,
+            max_pixels=settings.max_pixels,
+            as_stored=as_stored,
+        ):
+            yield items[index][0], answer
 
 
 def _write_notes(tally: Tally, name: str) -> Iterator[str]:
@@ -157,17 +129,13 @@ def _write_notes(tally: Tally, name: str) -> Iterator[str]:
 
 def _make_table(tally: Tally, name: str, revision: str | None) -> Iterator[str]:
     yield f"model {name} at revision {revision}" if revision is not None else f"model {name}"
-    yield _format_line("", "n", "right")
-    yield _format_line("here", f"{tally.asked:,}", _format_percent(tally.accuracy))
+    yield table_line("", "n", "right")
+    yield table_line("here", f"{tally.asked:,}", _format_percent(tally.accuracy))
     for kind, values in tally.by_kind().items():
         for value, figures in values.items():
-            yield _format_line(f"here, {kind} {value}", f"{figures['n']:,}", _format_percent(figures["accuracy"]))
+            yield table_line(f"here, {kind} {value}", f"{figures['n']:,}", _format_percent(figures["accuracy"]))
     for model, accuracy in LLVISIONQA.items():
-        yield _format_line(f"{model}, published", "", _format_percent(accuracy))
-
-
-def _format_line(name: str, n: str, accuracy: str) -> str:
-    return f"{name:22}{n:>9}{accuracy:>10}"
+        yield table_line(f"{model}, published", "", _format_percent(accuracy))
 
 
 def _format_percent(accuracy: float | None) -> str:

@@ -55,7 +55,6 @@ def ask_all(
 ) -> Iterator[tuple[int, Answer | ImageError]]:
     """
     Ask each question about the photo at its path. Yield the index of a question and its answer or error, in any order.
-
     batch_tokens: image tokens in one batch. loaders: threads that load photos.
     """
     items = [ClaimedItem(index, uri_of(path), "", suspect=False) for index, (path, _) in enumerate(asked)]

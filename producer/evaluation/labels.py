@@ -5,39 +5,38 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from producer.evaluation.skipped import Skipped, SkipReason
+from producer.evaluation.report import RowSkip, Skipped
 from qsit.errors import SourceError, UsageError
 
-PATH_COLUMN, SCORE_COLUMN = "img_path", "gt_score"
-"""The columns of the lists of Q-Align and Q-Bench."""
 ARROW = "->"
 """Separates the file name from the opinion in the ids of Q-SiT's lists."""
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """People's opinion of one photo; path: as the file has it."""
 
     path: str
     opinion: float
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns with paths and opinions; None: the default."""
+class Columns(NamedTuple):
+    """The names of the columns with paths and opinions; None: as in the lists of Q-Align and Q-Bench."""
 
     path: str | None = None
     opinion: str | None = None
 
     def find(self, header: Sequence[str]) -> tuple[int, int]:
         """Return the indices of both columns. Raises UsageError when the header has one of them not exactly once."""
-        return (
-            _find_column(header, self.path or PATH_COLUMN, "--path-column"),
-            _find_column(header, self.opinion or SCORE_COLUMN, "--score-column"),
-        )
+        path, opinion = self.path or "img_path", self.opinion or "gt_score"
+        for name, option in ((path, "--path-column"), (opinion, "--score-column")):
+            if header.count(name) != 1:
+                many = "more than one column" if name in header else "no column"
+                names = ", ".join(header) or "(no header)"
+                raise UsageError(f"the labels have {many} {name}; set {option} to one of: {names}")
+        return header.index(path), header.index(opinion)
 
 
 Row = tuple[object, object]
@@ -47,11 +46,7 @@ Row = tuple[object, object]
 def read_labels(name: str, columns: Columns, skipped: Skipped) -> list[Label]:
     """
     Read a CSV or TSV file with a header, a JSON list of objects, or one of Q-SiT's lists, whose entries have ids such
-    as `1.jpg->68.7`.
-
-    Raises:
-        SourceError: when the file cannot be read or has another format.
-        UsageError: when it does not have the columns.
+    as `1.jpg->68.7`. Raises SourceError for another file, UsageError when it does not have the columns.
     """
     try:
         text = Path(name).expanduser().read_bytes().decode("utf-8-sig", errors="surrogateescape")
@@ -67,23 +62,21 @@ def read_labels(name: str, columns: Columns, skipped: Skipped) -> list[Label]:
 def _parse(rows: Iterator[Row], skipped: Skipped) -> Iterator[Label]:
     for number, (path, opinion) in enumerate(rows, start=1):
         if not isinstance(path, str) or not path.strip():
-            skipped.add(SkipReason.NO_PATH, f"row {number}")
+            skipped.add(RowSkip.NO_PATH, f"row {number}")
         elif opinion is None or (isinstance(opinion, str) and not opinion.strip()):
-            skipped.add(SkipReason.NO_LABEL, path)
-        elif (value := _parse_number(opinion)) is None:
-            skipped.add(SkipReason.NOT_A_NUMBER, path)
+            skipped.add(RowSkip.NO_LABEL, path)
+        elif not math.isfinite(value := _parse_number(opinion)):
+            skipped.add(RowSkip.NOT_A_NUMBER, path)
         else:
             yield Label(path.strip(), value)
 
 
-def _parse_number(opinion: object) -> float | None:
-    if isinstance(opinion, bool) or not isinstance(opinion, str | int | float):
-        return None
+def _parse_number(opinion: object) -> float:
+    """Return NaN for what is not a number."""
     try:
-        value = float(opinion)
+        return float(opinion) if isinstance(opinion, str | int | float) and not isinstance(opinion, bool) else math.nan
     except (ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan
 
 
 def _read_table(text: str, columns: Columns) -> Iterator[Row]:
@@ -110,10 +103,3 @@ def _read_json(text: str, columns: Columns) -> Iterator[Row]:
     path_index, opinion_index = columns.find(keys) if entries else (0, 0)
     for entry in objects:
         yield entry.get(keys[path_index]), entry.get(keys[opinion_index])
-
-
-def _find_column(header: Sequence[str], name: str, option: str) -> int:
-    if header.count(name) == 1:
-        return header.index(name)
-    many = "more than one column" if name in header else "no column"
-    raise UsageError(f"the labels have {many} {name}; set {option} to one of: {', '.join(header) or '(no header)'}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from producer.evaluation.skipped import Skipped, SkipReason
+from producer.evaluation.report import QuestionSkip, Skipped
 from qsit.errors import SourceError
 from qsit.questions import LETTERS, Question, accepted_replies, render_prompt
 
@@ -17,9 +17,8 @@ KINDS = ("type", "concern")
 @dataclass(frozen=True)
 class Item:
     """
-    A question about a photo, with its right answer.
-
-    image: as the file names it. right: the index of the right choice. kinds: the values of those KINDS that it has.
+    A question about a photo, as the file names it, with the index of its right choice. kinds: the values of those KINDS
+    that it has.
     """
 
     image: str
@@ -37,18 +36,13 @@ class Item:
         plain = reply.strip().casefold()
         choices: list[int] = [self.right, *range(len(self.question.choices))]
         for choice in choices:
-            if any(plain == form.strip().casefold() for form in accepted_replies(self.question, choice)):
+            if plain in (form.strip().casefold() for form in accepted_replies(self.question, choice)):
                 return choice
         return None
 
 
 def read_items(name: str, skipped: Skipped) -> list[Item]:
-    """
-    Read the items of a file.
-
-    Raises:
-        SourceError: when the file cannot be read or is not a JSON list.
-    """
+    """Read the items of a file. Raises SourceError when it cannot be read or is not a JSON list."""
     try:
         entries = json.loads(Path(name).expanduser().read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -63,22 +57,20 @@ def read_items(name: str, skipped: Skipped) -> list[Item]:
 def _parse(entries: Iterable[object], skipped: Skipped) -> Iterator[Item]:
     for number, entry in enumerate(entries, start=1):
         fields = entry if isinstance(entry, dict) else {}
-        image, text = (
-            str(fields[key]).strip() if isinstance(fields.get(key), str) else "" for key in ("img_path", "question")
-        )
-        choices, right = fields.get("candidates"), fields.get("correct_ans")
-        listed = choices if isinstance(choices, list) else []
+        texts = {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
+        image, text, right = texts.get("img_path"), texts.get("question"), fields.get("correct_ans")
+        listed = fields["candidates"] if isinstance(fields.get("candidates"), list) else []
         name = f"{number} ({image})" if image else f"{number}"
-        is_whole = image and text and all(isinstance(choice, str) for choice in listed)
-        if not is_whole or not 0 < len(listed) <= len(LETTERS):
-            skipped.add(SkipReason.UNREADABLE, name)
+        is_whole = all(isinstance(choice, str) for choice in listed) and 0 < len(listed) <= len(LETTERS)
+        if not image or not text or not is_whole:
+            skipped.add(QuestionSkip.UNREADABLE, name)
         elif right is None or right == "":
-            skipped.add(SkipReason.NO_KEY, name)
+            skipped.add(QuestionSkip.NO_KEY, name)
         elif right not in listed:
-            skipped.add(SkipReason.KEY_NOT_LISTED, name)
+            skipped.add(QuestionSkip.KEY_NOT_LISTED, name)
         else:
             kinds = {kind: str(fields[kind]) for kind in KINDS if isinstance(fields.get(kind), str | int)}
-            yield Item(str(image).strip(), Question("", str(text), tuple(listed)), listed.index(right), kinds)
+            yield Item(image, Question("", text, tuple(listed)), listed.index(right), kinds)
 
 
 class Tally:

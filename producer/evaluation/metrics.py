@@ -29,19 +29,9 @@ class Agreement:
     rmse: float | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def has_figures(self) -> bool:
-        """Whether any figure could be computed."""
-        return any(figure is not None for figure in (self.srcc, self.plcc, self.krcc, self.rmse))
-
 
 def import_stats() -> ModuleType:
-    """
-    Import scipy.stats, which takes a second and needs an extra.
-
-    Raises:
-        QsitError: when scipy is not installed.
-    """
+    """Import scipy.stats, which takes a second. Raises QsitError without scipy, which an extra installs."""
     try:
         from scipy import stats
     except ImportError as error:

@@ -1,8 +1,7 @@
 """Scores against people's opinions."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 
 from sqlalchemy import Engine
 
@@ -14,8 +13,7 @@ from producer.evaluation.labels import Columns, read_labels
 from producer.evaluation.matching import find_uris, match_newest
 from producer.evaluation.metrics import FIGURES, Agreement, import_stats, measure_agreement
 from producer.evaluation.published import CORRELATIONS
-from producer.evaluation.report import Report
-from producer.evaluation.skipped import Skipped, SkipReason
+from producer.evaluation.report import Report, RowSkip, Skipped, table_line
 from producer.formatting import DEMO_NOTE
 from qsit import checkpoints
 from qsit.errors import QsitError
@@ -24,15 +22,6 @@ from qsit.settings import Settings
 from qsit.sources.source import parse_source
 
 CLEARLY_NEGATIVE = -0.3
-SKIP_REASONS = (
-    SkipReason.NO_PATH,
-    SkipReason.NO_LABEL,
-    SkipReason.NOT_A_NUMBER,
-    SkipReason.MISSING,
-    SkipReason.NOT_SCORED,
-    SkipReason.REPEATED,
-    SkipReason.CONTRADICTORY,
-)
 
 
 def evaluate_scores(
@@ -49,14 +38,9 @@ def evaluate_scores(
     job: str | None,
     as_stored: bool,
 ) -> Report:
-    """
-    Compare scores with the labels in a file.
-
-    Raises:
-        QsitError: when there are no labels, no such scores, or scipy is not installed.
-    """
+    """Compare scores with the labels in a file. Raises QsitError when there are no such scores."""
     import_stats()  # fails early
-    skipped = Skipped(SKIP_REASONS, "row")
+    skipped = Skipped(RowSkip, "row")
     labels = read_labels(file, Columns(path_column, score_column), skipped)
     folder = parse_source(images or os.path.dirname(os.path.abspath(os.path.expanduser(file))))
     engine = db.open_ledger(settings.database_url)
@@ -65,9 +49,12 @@ def evaluate_scores(
     for reason, name in matches.skipped:
         skipped.add(reason, name)
     scorer = matches.scorer
-    result = measure_agreement(matches.scores, matches.opinions, lower_is_better=lower_is_better)
-    record: dict[str, object] = {name: value for name, value in asdict(result).items() if name != "notes"}
-    record |= {
+    scores, opinions = [pair.score for pair in matches.pairs], [pair.opinion for pair in matches.pairs]
+    result = measure_agreement(scores, opinions, lower_is_better=lower_is_better)
+    figures = {name: getattr(result, name) for name in FIGURES}
+    record = {
+        "n": result.n,
+        **figures,
         "model": scorer.model,
         "revision": scorer.revision,
         "procedure": scorer.procedure,
@@ -77,7 +64,8 @@ def evaluate_scores(
     }
     others = [other for other in candidates if other is not scorer]
     notes = _write_notes(result, scorer, others, dataset, lower_is_better=lower_is_better)
-    return Report(list(_make_table(result, scorer, dataset)), record, [*skipped.lines(), *notes], result.has_figures)
+    has_figures = any(figure is not None for figure in figures.values())
+    return Report(list(_make_table(result, scorer, dataset)), record, [*skipped.lines(), *notes], has_figures)
 
 
 def _find_scorers(
@@ -95,12 +83,8 @@ def _find_scorers(
     ]
     if allowed:
         return allowed
-    others = f"; the database has scores of {_describe_all(found)}" if found else ""
+    others = f"; the database has scores of {', '.join(map(_describe, found))}" if found else ""
     raise QsitError(f"no photo has such a score; run qsit score first{others}")
-
-
-def _describe_all(found: Sequence[ScorerInUse]) -> str:
-    return ", ".join(map(_describe, found))
 
 
 def _describe(scorer: ScorerInUse) -> str:
@@ -113,30 +97,27 @@ def _write_notes(
 ) -> Iterator[str]:
     yield from result.notes
     if others:
-        yield f"other scores: {_describe_all(others)}; choose with --model, --revision, --job or --as-stored"
+        names = ", ".join(map(_describe, others))
+        yield f"other scores: {names}; choose with --model, --revision, --job or --as-stored"
     if result.rmse is not None:
         yield "RMSE is in the unit of the labels, from the least-squares line from score to label"
     if dataset is not None:
         yield f"published for {dataset}: correlations of unfitted scores, of models trained on SPAQ and KonIQ"
     if result.srcc is not None and result.srcc < CLEARLY_NEGATIVE:
+        other = "lower labels are better, as in a DMOS, add"
         if lower_is_better:
-            yield "scores and labels disagree; if higher labels are better, omit --lower-is-better"
-        else:
-            yield "scores and labels disagree; if lower labels are better, as in a DMOS, add --lower-is-better"
+            other = "higher labels are better, omit"
+        yield f"scores and labels disagree; if {other} --lower-is-better"
     if scorer.model == checkpoints.DEMO:
         yield f"note: {DEMO_NOTE}"
 
 
 def _make_table(result: Agreement, scorer: ScorerInUse, dataset: str | None) -> Iterator[str]:
     yield f"model {_describe(scorer)}"
-    yield _format_line("", "n", *map(str.upper, FIGURES))
+    yield table_line("", "n", *map(str.upper, FIGURES))
     correlations = ("-" if value is None else f"{value:.4f}" for value in (result.srcc, result.plcc, result.krcc))
     rmse = "-" if result.rmse is None else f"{result.rmse:.4g}"
-    yield _format_line("here", f"{result.n:,}", *correlations, rmse)
+    yield table_line("here", f"{result.n:,}", *correlations, rmse)
     for model, figures in CORRELATIONS[dataset].items() if dataset is not None else ():
         cells = (f"{figures[name]:.3f} " for name in ("srcc", "plcc"))
-        yield _format_line(f"{model}, published", "", *cells).rstrip()
-
-
-def _format_line(name: str, n: str, *cells: str) -> str:
-    return f"{name:22}{n:>9}" + "".join(f"{cell:>10}" for cell in cells)
+        yield table_line(f"{model}, published", "", *cells).rstrip()

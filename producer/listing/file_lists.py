@@ -15,13 +15,7 @@ from qsit.errors import SourceError, UsageError
 
 @contextmanager
 def opened_list(name: str | None, column: str | None, *, null_separated: bool) -> Iterator["ListFile | None"]:
-    """
-    Open the list of --files-from. Standard input and pipes are copied to a temporary file.
-
-    Raises:
-        UsageError: when --column or -0 is given without a list, or with the other.
-        SourceError: when the file cannot be read.
-    """
+    """Open the list of --files-from. Standard input and pipes are copied to a temporary file."""
     if column is not None and null_separated:
         raise UsageError("--column is for lists with lines; -0 is for lists without")
     if name is None:
@@ -48,25 +42,15 @@ def opened_list(name: str | None, column: str | None, *, null_separated: bool) -
 
 @dataclass(frozen=True)
 class ListFile:
-    """
-    A list of sources in a file that can be read more than once.
-
-    name: as the user gave it; column: the column of a CSV file, or None for a list without columns.
-    """
+    """A list of sources in a file that can be read more than once. name: as the user gave it."""
 
     path: Path
     name: str
-    column: str | None = None
-    null_separated: bool = False
+    column: str | None  # of a CSV file
+    null_separated: bool
 
     def entries(self) -> Iterator[str]:
-        """
-        Yield the sources in the list as text. Empty ones are left out.
-
-        Raises:
-            UsageError: when the list does not have the column.
-            SourceError: when the list cannot be read.
-        """
+        """Yield the sources in the list as text. Empty ones are left out."""
         try:
             with self.path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 if self.null_separated:

@@ -30,25 +30,25 @@ def test_the_broker_is_in_a_folder_that_only_this_user_can_enter(tmp_path: Path)
     with started(tmp_path) as run:
         assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
         assert (run.folder / "broker.sock").is_socket()
-        assert not psutil.Process(run.broker.pid).net_connections("tcp")
+        assert not psutil.Process(run.running["broker"].pid).net_connections("tcp")
         folder = run.folder
 
     assert not folder.exists()
-    assert run.broker.poll() is not None
-    assert run.worker.poll() is not None
+    assert run.running["broker"].poll() is not None
+    assert run.running["worker"].poll() is not None
 
 
 def test_both_end_when_the_run_is_interrupted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), started(tmp_path) as run:
         raise KeyboardInterrupt
 
-    assert run.broker.poll() is not None
-    assert run.worker.poll() is not None
+    assert run.running["broker"].poll() is not None
+    assert run.running["worker"].poll() is not None
 
 
 def test_a_worker_that_cannot_work_ends_the_run_with_its_message(tmp_path: Path) -> None:
     with started(tmp_path) as run:
-        run.worker.wait(60)
+        run.running["worker"].wait(60)
         with pytest.raises(QsitError, match="there is no database"):
             run.restart_dead(0)
 
@@ -57,14 +57,14 @@ def test_a_dead_broker_is_started_again_while_photos_get_done(tmp_path: Path, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for the copy of its log
     with started(tmp_path) as run:
         for done in (0, 1, 2, 3, 3):
-            dead = run.broker
+            dead = run.running["broker"]
             dead.kill()
             dead.wait()
             message = run.restart_dead(done)
             assert message == "the broker was killed by signal 9; it is started again, nothing is lost"
-            assert run.broker.poll() is None
-        run.broker.kill()
-        run.broker.wait()
+            assert run.running["broker"].poll() is None
+        run.running["broker"].kill()
+        run.running["broker"].wait()
         with pytest.raises(QsitError, match=r"the broker was killed by signal 9 .*run the same command again"):
             run.restart_dead(3)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from producer.evaluation.labels import Columns, Label, read_labels
-from producer.evaluation.scores import SKIP_REASONS
-from producer.evaluation.skipped import Skipped
+from producer.evaluation.report import RowSkip, Skipped
 from qsit.errors import SourceError, UsageError
 
 DEFAULT = Columns()
@@ -17,7 +16,7 @@ TWO = [Label("a.jpg", 3.5), Label("b c.jpg", 4.0)]
 def read(folder: Path, content: str | bytes, columns: Columns = DEFAULT) -> tuple[list[Label], Skipped]:
     file = folder / "labels"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    skipped = Skipped(SKIP_REASONS, "row")
+    skipped = Skipped(RowSkip, "row")
     return read_labels(str(file), columns, skipped), skipped
 
 
@@ -158,7 +157,7 @@ def test_a_file_without_a_header_lacks_the_column(tmp_path: Path, content: bytes
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     for name, words in ((str(tmp_path / "none"), "No such file"), (str(tmp_path), "Is a directory")):
         with pytest.raises(SourceError, match=words):
-            read_labels(name, Columns(), Skipped(SKIP_REASONS, "row"))
+            read_labels(name, Columns(), Skipped(RowSkip, "row"))
 
 
 def test_a_name_keeps_bytes_that_are_not_utf_8(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from producer.cli.main import run
-from producer.evaluation.answers import SKIP_REASONS
 from producer.evaluation.llvisionqa import Item, Tally, read_items
-from producer.evaluation.skipped import Skipped
+from producer.evaluation.report import QuestionSkip, Skipped
 from qsit.errors import SourceError
 from qsit.questions import Question
 from tests.support.paths import EXAMPLES
@@ -34,7 +33,7 @@ def write(folder: Path, entries: object) -> str:
 
 
 def read(folder: Path, entries: object) -> tuple[list[Item], dict[str, int]]:
-    skipped = Skipped(SKIP_REASONS, "question")
+    skipped = Skipped(QuestionSkip, "question")
     items = read_items(write(folder, entries), skipped)
     return items, {reason: number for reason, number in skipped.counts().items() if number}
 
@@ -73,7 +72,7 @@ def test_a_file_that_is_not_a_json_list_is_refused(tmp_path: Path, content: byte
     (tmp_path / "q.json").write_bytes(content)
 
     with pytest.raises(SourceError, match="cannot read the questions"):
-        read_items(str(tmp_path / "q.json"), Skipped(SKIP_REASONS, "question"))
+        read_items(str(tmp_path / "q.json"), Skipped(QuestionSkip, "question"))
 
 
 @pytest.mark.parametrize(
