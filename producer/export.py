@@ -13,10 +13,11 @@ from producer.formatting import escaped_name, in_one_line, rating, row, scaled, 
 from qsit.rating import WORDS, score_of
 from qsit.sources.uris import path_or_uri
 
-COLUMNS = ("uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job")
-"""Of CSV, before the answers."""
-LAST_COLUMNS = ("procedure", "dtype", "version")
-"""Of CSV, after the answers."""
+COLUMNS = (
+    *("uri", "score", "rating", *map(str.lower, WORDS), "model", "revision", "scored_at", "job"),
+    *("procedure", "dtype", "version"),
+)
+"""Of CSV; answers follow."""
 
 
 def write_results(
@@ -31,7 +32,7 @@ def write_results(
     models = set()
     writer = csv.writer(output)
     if form == "csv":
-        writer.writerow([*COLUMNS, *(f"answer: {name}" for name in questions or ()), *LAST_COLUMNS])
+        writer.writerow([*COLUMNS, *(f"answer: {name}" for name in questions or ())])
     elif form == "table":
         output.write(f"{'score':>8}  {'rating':9}  photo\n")
     for result in results:
@@ -85,11 +86,8 @@ def _cells(result: Result, scale: str, questions: Sequence[str]) -> list[object]
     for word, probability in zip(WORDS, score_of(result.logits).probabilities, strict=True):
         cells[word.lower()] = f"{probability:.6f}"
     answers = {given.name: given.answer.text for given in sorted(result.answers, key=lambda given: given.answered_at)}
-    return [
-        *(cells[column] for column in COLUMNS),
-        *(answers.get(name, "") for name in questions),  # the newest of those with one name
-        *(cells[column] for column in LAST_COLUMNS),
-    ]
+    newest = (answers.get(name, "") for name in questions)  # of those with one name
+    return [*(cells[column] for column in COLUMNS), *newest]
 
 
 def write_failures(failures: Iterable[Failure], form: str, output: IO[str]) -> None:

@@ -74,7 +74,8 @@ def summary(
 def listing_notes(job: OpenedJob, listing: Listing, *, listed: bool) -> Iterator[str]:
     """Yield what a listing passed over, or that the job was listed before."""
     if not listed and not job.is_new:
-        yield f"job {job.id} exists already" + ("" if job.is_listed else ", and another process lists it")
+        why = "was listed before, without photos added since" if job.is_listed else "is listed by another process"
+        yield f"job {job.id} exists already: it {why}"
     if listing.ignored:
         kinds = ", ".join(f"{number} {ending}" for ending, number in listing.ignored.most_common(5))
         yield f"skipped files whose names are not those of photos: {kinds}"
