@@ -20,9 +20,7 @@ LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Result:
-    """
-    A stored score. logits: Excellent, Good, Fair, Poor, Bad. answers: of all jobs, if they were asked for.
-    """
+    """A stored score. logits: Excellent, Good, Fair, Poor, Bad. answers: of all jobs, if they were asked for."""
 
     image_id: int
     scorer_id: int
