@@ -70,22 +70,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Scored:
-    """
-    version: the one that was read, of an image whose version was unknown.
-    answers: by question.
-    """
-
     image_id: int
     score: float
     logits: tuple[float, ...]  # Excellent, Good, Fair, Poor, Bad
     dtype: str
-    version: str | None = None
-    answers: Mapping[int, Answer] = field(default_factory=dict)
+    version: str | None = None  # the one that was read, of an image whose version was unknown
+    answers: Mapping[int, Answer] = field(default_factory=dict)  # by question
 
 
 @dataclass(frozen=True)
 class AlreadyScored:
-    """An image that had its score already, and may have got answers. The others are as for Scored."""
+    """An image that had its score already, and may have new answers. Fields are as in Scored."""
 
     image_id: int
     version: str | None = None

@@ -21,6 +21,8 @@ PAGE = 1000
 ROW_BUDGET = 10_000
 """Rows that one way may read, walking or gathering, before the other is tried with ten times as many."""
 LAST_ID = 2**63 - 1
+Position = tuple[float | str | datetime, int]
+"""A page begins after this key and image."""
 SHOWN = ("score", "excellent", "good", "fair", "poor", "bad", "dtype", "scored_at", "job_id")
 """The columns of scores that results show."""
 
@@ -65,14 +67,6 @@ class ResultFilter:
         return by_others or (self.order_index == "scored_at" and by_score)
 
 
-@dataclass(frozen=True)
-class Position:
-    """A page begins after this key and image."""
-
-    key: float | str | datetime
-    image_id: int
-
-
 def pages_of_scorer(engine: sa.Engine, wanted: ResultFilter, scorer_id: int) -> Iterator[Sequence[sa.Row[Any]]]:
     """Yield the wanted scores of one scorer in order, each with its image, page by page."""
     left = wanted.limit
@@ -92,11 +86,11 @@ def pages_of_scorer(engine: sa.Engine, wanted: ResultFilter, scorer_id: int) -> 
         yield page
         left = None if left is None else left - len(page)
         if len(page) == size:
-            after = Position(page[-1].key, page[-1].image_id)
+            after = (page[-1].key, page[-1].image_id)
         elif end is None:
             return
         else:
-            after, end = Position(end, LAST_ID), None
+            after, end = (end, LAST_ID), None
             if not is_long:  # for a long list, walking on costs least
                 index_key, row_budget = None, row_budget * 10
 
@@ -170,9 +164,10 @@ def _ordered(query: sa.Select[Any], wanted: ResultFilter, after: Position | None
     key, image_id = (_no_index(columns.key) if no_index else columns.key), columns.image_id
     descending = wanted.sort.startswith("-")
     if after is not None:
-        further = key < after.key if descending else key > after.key
-        from_there = key <= after.key if descending else key >= after.key  # redundant, but an index can use it
-        query = query.where(from_there, sa.or_(further, image_id > after.image_id))
+        after_key, after_id = after
+        further = key < after_key if descending else key > after_key
+        from_there = key <= after_key if descending else key >= after_key  # redundant, but an index can use it
+        query = query.where(from_there, sa.or_(further, image_id > after_id))
     return query.order_by(key.desc() if descending else key, image_id)
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsit.errors import SourceError
-from qsit.sources.filters import has_photo_ending
-from qsit.sources.listing import Listing
+from qsit.sources.listing import Listing, has_photo_ending
 from qsit.sources.photo import GONE, ListedPhoto, file_version
 from qsit.sources.uris import uri_of
 
