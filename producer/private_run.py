@@ -50,11 +50,6 @@ class PrivateRun:
         self._deaths = 0
         self._done_at_death = 0
 
-    def start(self) -> None:
-        """Start both. Raises QsitError when there is no broker program, or it does not start."""
-        self._start_broker()
-        self._start_worker()
-
     def restart_dead(self, done: int) -> str | None:
         """
         Start what has died again, and return a message about it. done: how many photos of the job are done.
@@ -63,15 +58,17 @@ class PrivateRun:
         """
         if (status := self.running["broker"].poll()) is not None:
             message = self._describe_death("broker", status, done)
-            self._start_broker()
+            self.start_broker()
             return message
         if (status := self.running["worker"].poll()) is not None:
-            reason = self._reason_to_end()
-            if reason is not None and status != TRY_AGAIN:
-                raise QsitError(reason)
-            told = None if status == TRY_AGAIN else self._describe_death("worker", status, done)
+            told = None
+            if status != TRY_AGAIN:
+                for line in reversed(_lines(self.folder / "worker.log")):
+                    if line.startswith("qsit worker: "):  # it says why it cannot work
+                        raise QsitError(line.removeprefix("qsit worker: "))
+                told = self._describe_death("worker", status, done)
             child_process.end(self.running["worker"], signal.SIGKILL)  # its own processes may still live
-            self._start_worker()
+            self.start_worker()
             return told
         return None
 
@@ -81,7 +78,8 @@ class PrivateRun:
             if name in self.running:
                 child_process.end(self.running[name], first)
 
-    def _start_broker(self) -> None:
+    def start_broker(self) -> None:
+        """Start the broker. Raises QsitError when there is no program, or it does not start."""
         socket, log = self.folder / "broker.sock", self.folder / "broker.log"
         socket.unlink(missing_ok=True)  # a killed broker leaves it
         options = {
@@ -103,7 +101,8 @@ class PrivateRun:
                 raise QsitError(f"the private queue ({program}) did not start: {last}; or set QSIT_BROKER_URL")
             time.sleep(0.01)
 
-    def _start_worker(self) -> None:
+    def start_worker(self) -> None:
+        """Start the worker, which connects by itself."""
         self.running["worker"] = child_process.start(COMMAND, self.folder / "worker.log", self._environment)
 
     def _describe_death(self, name: str, status: int, done: int) -> str:
@@ -116,11 +115,6 @@ class PrivateRun:
         with os.fdopen(descriptor, "wb") as copy:
             copy.write((self.folder / f"{name}.log").read_bytes())
         raise QsitError(f"the {name} {how} (its log is {kept}); results are kept: run the same command again")
-
-    def _reason_to_end(self) -> str | None:
-        """Return why the worker cannot work, if it said so."""
-        lines = [line for line in _lines(self.folder / "worker.log") if line.startswith("qsit worker: ")]
-        return lines[-1].removeprefix("qsit worker: ") if lines else None
 
 
 @contextmanager
@@ -135,7 +129,8 @@ def start_private_run(queue: QueueKey, database_url: str, roots: Sequence[str]) 
         folder = tempfile.mkdtemp(prefix="qsit-", dir="/tmp")
     run = PrivateRun(Path(folder), queue, database_url, roots)
     try:
-        run.start()
+        run.start_broker()
+        run.start_worker()
         yield run
     finally:
         try:

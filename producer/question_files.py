@@ -18,8 +18,6 @@ MAX_TEXT, MAX_CHOICE, MAX_NAME = 2000, 200, 100
 """Characters."""
 SPECIAL = re.compile(r"<image>|<video>|<\|.*?\|>", re.DOTALL)
 """Text that tokenizers turn into special tokens."""
-KEYS = ("name", "text", "choices")
-"""The keys of a question in a file."""
 
 
 def parse_questions(asked: Sequence[str], file: str | None, max_new_tokens: int | None = None) -> tuple[Question, ...]:
@@ -35,11 +33,10 @@ def parse_questions(asked: Sequence[str], file: str | None, max_new_tokens: int 
         if question.name in names:
             raise UsageError(f"two different questions have the name {_quoted(question.name)}")
         names.add(question.name)
-        found[question.text, question.choices] = question
-    limited = tuple(replace(each, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS) for each in found.values())
-    for question in limited:
-        check_size(question)
-    return limited
+        limited = replace(question, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
+        check_size(limited)
+        found[question.text, question.choices] = limited
+    return tuple(found.values())
 
 
 def _parse_argument(words: str) -> Question:
@@ -84,8 +81,8 @@ def _read_toml(name: str) -> dict[str, object]:
 
 
 def _parse_table(table: dict[str, object], where: str) -> Question:
-    if unknown := table.keys() - set(KEYS):
-        raise UsageError(f"{where}: unknown {_listed(unknown)}; the keys are {', '.join(KEYS)}")
+    if unknown := table.keys() - {"name", "text", "choices"}:
+        raise UsageError(f"{where}: unknown {_listed(unknown)}; the keys are name, text, choices")
     for key in ("name", "text"):
         if not isinstance(table.get(key), str):
             raise UsageError(f"{where}: {key} is not a string" if key in table else f"{where}: {key} is missing")

@@ -109,7 +109,7 @@ def worker(device: str | None, model: str | None, roots: tuple[str, ...]) -> Non
 @options.job
 @click.option("--watch", is_flag=True, help="Show the status every two seconds until the job is finished.")
 @options.output_format("table", "json")
-def status(job: str | None, watch: bool, form: str) -> int:
+def status(job: str | None, watch: bool, form: str) -> None:
     """Show the progress and workers of a job (default: the latest).
 
     Lists what holds the job up as stuck.
@@ -117,7 +117,7 @@ def status(job: str | None, watch: bool, form: str) -> int:
     engine, job_id = options.find_job(job)
     if not watch:
         _print_status(job_status.gather(engine, job_id), form)
-        return ExitCode.OK
+        return
     printer = NoticePrinter()
     while True:
         now = retry_while_unavailable(lambda: job_status.gather(engine, job_id), printer.on_outage)
@@ -125,7 +125,7 @@ def status(job: str | None, watch: bool, form: str) -> int:
             click.clear()
         _print_status(now, form)
         if now.progress.state in ENDED:
-            return ExitCode.OK
+            return
         time.sleep(WATCH_S)
 
 
@@ -167,19 +167,17 @@ def database() -> None:
 
 
 @database.command()
-def upgrade() -> int:
+def upgrade() -> None:
     """Create the database if needed, and migrate it to the schema of this version of qsit."""
     from migrations.upgrade import upgrade as run_upgrade
 
     chosen = settings.load()
     run_upgrade(chosen.database_url)
     NoticePrinter().say(f"{db.redacted(db.parse_url(chosen.database_url))} has schema {db.SCHEMA}")
-    return ExitCode.OK
 
 
 @database.command()
-def check() -> int:
+def check() -> None:
     """Check that the database answers and has the schema of this version of qsit."""
     engine = db.open_ledger(settings.load().database_url)
     NoticePrinter().say(f"{db.redacted(engine.url)} has schema {db.SCHEMA}")
-    return ExitCode.OK

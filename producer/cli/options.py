@@ -16,7 +16,6 @@ from producer.submit import Request
 from qsit import settings
 from qsit.errors import UsageError
 from qsit.questions import MAX_NEW_TOKENS
-from qsit.settings import Settings
 from qsit.sources.source import parse_source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,7 +128,7 @@ def request_options(command: F) -> F:
 
 
 def parse_request(
-    chosen: Settings, ask: tuple[str, ...], ask_file: str | None, max_new_tokens: int | None, **options: Any
+    chosen: settings.Settings, ask: tuple[str, ...], ask_file: str | None, max_new_tokens: int | None, **options: Any
 ) -> Request:
     """Return what those arguments ask for. The settings have the default model and its revision."""
     questions = question_files.parse_questions(ask, ask_file, max_new_tokens)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,6 @@ from models.queries.pagination import ResultFilter
 from models.queries.results import find_results, question_names
 from producer import export
 from producer.cli import options
-from producer.exit_codes import ExitCode
 from producer.formatting import DEMO_NOTE
 from producer.notices import NoticePrinter
 from qsit import settings
@@ -29,28 +27,26 @@ from qsit.sources.source import parse_uri_pattern
 
 @click.command()
 @options.output_format("table", "json")
-def questions(form: str) -> int:
+def questions(form: str) -> None:
     """List the ready questions, which --ask takes by name. The last of their choices is the best."""
     if form == "json":
         fields = ("name", "text", "choices")
         ready = BUILTIN_QUESTIONS.values()
         click.echo(json.dumps([{field: getattr(question, field) for field in fields} for question in ready]))
-        return ExitCode.OK
+        return
     click.echo(f"{'name':12} question")
     for question in BUILTIN_QUESTIONS.values():
         click.echo(f"{question.name:12} {question.text}")
         if question.choices:
             click.echo(f"{'':12} {', '.join(question.choices)}")
-    return ExitCode.OK
 
 
 @click.command()
 @options.job
 @options.output_format("table", "jsonl", "csv")
-def failures(job: str | None, form: str) -> int:
+def failures(job: str | None, form: str) -> None:
     """List the failed photos of a job (default: the latest), and why."""
     export.write_failures(list_failures(*options.find_job(job)), form, sys.stdout)
-    return ExitCode.OK
 
 
 @click.command()
@@ -85,7 +81,7 @@ def results(
     form: str,
     output: Path | None,
     **filters: Any,
-) -> int:
+) -> None:
     """Show the scores of photos, the worst first.
 
     Each photo is shown at its current version.
@@ -104,23 +100,18 @@ def results(
         if output is None and isinstance(sys.stdout, io.TextIOWrapper):
             # the locale may lack letters that answers have
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    with _opened_output(output) as file:
-        models = export.write_results(find_results(engine, wanted), form, scale, file, names)
+    opened: contextlib.AbstractContextManager[IO[str]] = contextlib.nullcontext(sys.stdout)
+    try:
+        if output is not None:
+            opened = output.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        with opened as file:
+            models = export.write_results(find_results(engine, wanted), form, scale, file, names)
+    except OSError as error:
+        if output is None:
+            raise
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
     if DEMO in models:
         NoticePrinter().say(f"note: {DEMO_NOTE}")
-    return ExitCode.OK
-
-
-@contextlib.contextmanager
-def _opened_output(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        yield sys.stdout
-        return
-    try:
-        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 COMMANDS = (questions, failures, results)

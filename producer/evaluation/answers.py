@@ -20,8 +20,6 @@ from qsit.sources.local_source import LocalSource
 from qsit.sources.source import parse_below, parse_source
 from qsit.states import Reason
 
-MODEL_FAILURES = (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY)
-
 
 def evaluate_answers(
     settings: Settings,
@@ -56,13 +54,14 @@ def evaluate_answers(
     if items:
         revision = checkpoints.resolve(name, revision)
         answers = _ask(settings, name, revision, device, items, as_stored=as_stored)
-        with display(console) as show:
+        with warnings.catch_warnings(), display(console) as show:
+            warnings.filterwarnings("ignore", module="PIL")  # it warns about unusual metadata, once per photo
             for done, (item, answer) in enumerate(answers, start=1):
                 if not isinstance(answer, ImageError):
                     tally.add(item, answer.text)
                 else:
-                    reason = QuestionSkip.FAILED if answer.reason in MODEL_FAILURES else QuestionSkip.BROKEN
-                    skipped.add(reason, f"{item.image} ({answer})")
+                    by_model = answer.reason in (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY)
+                    skipped.add(QuestionSkip.FAILED if by_model else QuestionSkip.BROKEN, f"{item.image} ({answer})")
                 show(Counts(len(items), scored=tally.asked, failed=done - tally.asked))
     record: dict[str, object] = {
         "n": tally.asked,
@@ -91,7 +90,7 @@ def _find_photo(name: str, folder: LocalSource) -> str | None:
 def _ask(
     settings: Settings, name: str, revision: str, device: str | None, items: list[tuple[Item, str]], *, as_stored: bool
 ) -> Iterator[tuple[Item, Answer | ImageError]]:
-    """Load the model and ask it. Yield each item with its answer or error, in any order."""
+    """Load the model and ask it. Return an iterator over each item with its answer or error, in any order."""
     from worker.devices import find_devices
 
     first_device = find_devices(device or settings.device)[0]
@@ -100,19 +99,15 @@ def _ask(
     except ImportError as error:
         raise UsageError("answering questions needs torch: pip install 'qsit[worker]'") from error
     model = QSit.load(name, device=first_device, dtype=settings.dtype, revision=revision)
-    batch_tokens = settings.batch_tokens or model.batch_tokens
-    asked = [(path, item.prompt) for item, path in items]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # it warns about unusual metadata, once per photo
-        for index, answer in ask.ask_all(
-            model,
-            asked,
-            batch_tokens=batch_tokens,
-            loaders=settings.loaders,
-            max_pixels=settings.max_pixels,
-            as_stored=as_stored,
-        ):
-            yield items[index][0], answer
+    answers = ask.ask_all(
+        model,
+        [(path, item.prompt) for item, path in items],
+        batch_tokens=settings.batch_tokens or model.batch_tokens,
+        loaders=settings.loaders,
+        max_pixels=settings.max_pixels,
+        as_stored=as_stored,
+    )
+    return ((items[index][0], answer) for index, answer in answers)
 
 
 def _write_notes(tally: Tally, name: str) -> Iterator[str]:

@@ -64,8 +64,5 @@ def ask_all(
     pipeline = Pipeline(scorer, QuestionLoader(model, max_pixels), loaders, decode_s=math.inf)
     for results in pipeline.run(claim, lambda *_: None, turn_s=math.inf, stopping=lambda: False):
         for result in results:
-            index = result.image_id
-            if isinstance(result, Failed):
-                yield index, ImageError(result.reason, result.message)
-            else:
-                yield index, result.answers[index]
+            at = result.image_id
+            yield at, ImageError(result.reason, result.message) if isinstance(result, Failed) else result.answers[at]

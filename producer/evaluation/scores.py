@@ -104,9 +104,7 @@ def _write_notes(
     if dataset is not None:
         yield f"published for {dataset}: correlations of unfitted scores, of models trained on SPAQ and KonIQ"
     if result.srcc is not None and result.srcc < CLEARLY_NEGATIVE:
-        other = "lower labels are better, as in a DMOS, add"
-        if lower_is_better:
-            other = "higher labels are better, omit"
+        other = "higher labels are better, omit" if lower_is_better else "lower labels are better, as in a DMOS, add"
         yield f"scores and labels disagree; if {other} --lower-is-better"
     if scorer.model == checkpoints.DEMO:
         yield f"note: {DEMO_NOTE}"
