@@ -15,20 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from models.claims import AlreadyScored, Claim, ClaimedItem, ExistingResults, QueueKey, Result
 from models.db import writing
 from models.dialects import now_s
-from models.ledger import answers, recording
-from models.ledger.conditions import (
-    IS_FOR_BROKER,
-    IS_FOR_MODEL,
-    ITEM_ID_IN,
-    LEASE_HAS_EXPIRED,
-    LEASE_IS_MINE,
-    LOCK_MY_CHUNK,
-    NEW_EXPIRY,
-    OPEN_ITEM_OF_CHUNK,
-    THIS_CHUNK,
-    lease_of,
-    queue_parameters,
-)
+from models.ledger import answers, conditions, recording
 from models.ledger.expiry import CLEAR_RISK, expire, requeue_or_finish
 from models.ledger.jobs import finish_if_done
 from models.tables import ChunkRow, ImageRow, ItemRow, JobQuestionRow, JobRow, ScoreRow, ScorerRow
@@ -40,7 +27,7 @@ _IS_FREE = sa.or_(ChunkRow.state == ChunkState.SENT, sa.and_(ChunkRow.state == C
 _IS_OF_QUEUE = (
     sa.exists()
     .where(JobRow.id == ChunkRow.job_id, JobRow.state == JobState.ACTIVE, ScorerRow.id == JobRow.scorer_id)
-    .where(IS_FOR_MODEL, IS_FOR_BROKER)
+    .where(conditions.IS_FOR_MODEL, conditions.IS_FOR_BROKER)
 )
 
 
@@ -51,12 +38,12 @@ def _job_column(column: InstrumentedAttribute[Any]) -> sa.ScalarSelect[Any]:
 _SCORER = _job_column(JobRow.scorer_id)
 _CLAIM = (
     sa.update(ChunkRow)
-    .where(THIS_CHUNK, _IS_FREE, _IS_OF_QUEUE)
+    .where(conditions.THIS_CHUNK, _IS_FREE, _IS_OF_QUEUE)
     .values(
         state=ChunkState.LEASED,
         token=sa.bindparam("new_token"),
         leased_by=sa.bindparam("worker"),
-        lease_expires_at=NEW_EXPIRY,
+        lease_expires_at=conditions.NEW_EXPIRY,
         sent_via=None,
         available_at=None,
     )
@@ -69,7 +56,9 @@ _CLAIM = (
         sa.exists().where(JobQuestionRow.job_id == ChunkRow.job_id).correlate(ChunkRow).label("asks"),
     )
 )
-_IS_EXPIRED = sa.select(ChunkRow.id).where(THIS_CHUNK, ChunkRow.state == ChunkState.LEASED, LEASE_HAS_EXPIRED)
+_IS_EXPIRED = sa.select(ChunkRow.id).where(
+    conditions.THIS_CHUNK, ChunkRow.state == ChunkState.LEASED, conditions.LEASE_HAS_EXPIRED
+)
 _SCORE = (
     sa.select(ScoreRow.score)
     .where(ScoreRow.image_id == ItemRow.image_id, ScoreRow.scorer_id == sa.bindparam("scorer"))
@@ -79,7 +68,7 @@ _SCORE = (
 _OPEN_ITEMS = (
     sa.select(ImageRow.id, ImageRow.uri, ImageRow.version, ItemRow.quarantine == Quarantine.SUSPECT, _SCORE)
     .join(ItemRow, ItemRow.image_id == ImageRow.id)
-    .where(OPEN_ITEM_OF_CHUNK)
+    .where(conditions.OPEN_ITEM_OF_CHUNK)
     .order_by(ImageRow.id)
 )
 
@@ -93,11 +82,11 @@ def claim(engine: sa.Engine, chunk_id: int, queue: QueueKey, worker: str, lease_
     """
     token = secrets.token_hex(16)
     lease = {"chunk": chunk_id, "new_token": token, "worker": worker, "lease_s": lease_s}
-    parameters = queue_parameters(queue) | lease
+    parameters = conditions.queue_parameters(queue) | lease
     with writing(engine) as connection:
         taken = connection.execute(_CLAIM, parameters).one_or_none()
         if taken is None and connection.execute(_IS_EXPIRED, parameters).scalar() is not None:
-            expire(connection, chunk_id, LEASE_HAS_EXPIRED)
+            expire(connection, chunk_id, conditions.LEASE_HAS_EXPIRED)
             taken = connection.execute(_CLAIM, parameters).one_or_none()
         if taken is None:
             return None
@@ -127,7 +116,7 @@ def _existing(score: float | None, answered: frozenset[int] | None) -> ExistingR
     return ExistingResults(score, answered or frozenset())
 
 
-_MARK = sa.update(ItemRow).where(ITEM_ID_IN).values(quarantine=sa.bindparam("new_quarantine"))
+_MARK = sa.update(ItemRow).where(conditions.ITEM_ID_IN).values(quarantine=sa.bindparam("new_quarantine"))
 
 
 def mark_in_flight(engine: sa.Engine, claim: Claim, image_ids: Sequence[int], *, alone: bool = False) -> None:
@@ -164,13 +153,16 @@ def record(engine: sa.Engine, claim: Claim, batch: Sequence[Result], lease_s: fl
 
 
 _RENEW = (
-    sa.update(ChunkRow).where(LEASE_IS_MINE).values(lease_expires_at=NEW_EXPIRY).returning(_job_column(JobRow.state))
+    sa.update(ChunkRow)
+    .where(conditions.LEASE_IS_MINE)
+    .values(lease_expires_at=conditions.NEW_EXPIRY)
+    .returning(_job_column(JobRow.state))
 )
 
 
 def renew(connection: sa.Connection, claim: Claim, lease_s: float) -> bool:
     """Extend a lease. Return False when it is lost, or the job was paused or cancelled."""
-    return connection.execute(_RENEW, {**lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
+    return connection.execute(_RENEW, {**conditions.lease_of(claim), "lease_s": lease_s}).scalar() == JobState.ACTIVE
 
 
 def release(engine: sa.Engine, claim: Claim, *, delay_s: float = 0.0) -> None:
@@ -195,7 +187,7 @@ def _lease_lost(claim: Claim) -> LeaseLost:
 
 def _lock_chunk(connection: sa.Connection, claim: Claim) -> JobState:
     """Lock a chunk until the transaction ends, and return its job's state. Raises LeaseLost."""
-    job_state = connection.execute(LOCK_MY_CHUNK, lease_of(claim)).scalar()
+    job_state = connection.execute(conditions.LOCK_MY_CHUNK, conditions.lease_of(claim)).scalar()
     if job_state is None:
         raise _lease_lost(claim)
     return JobState(job_state)
