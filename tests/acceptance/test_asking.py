@@ -11,12 +11,10 @@ from sqlalchemy import func, select
 from models import db
 from models.tables import AnswerRow, ScoreRow
 from qsit.states import JobState
-from tests.acceptance.test_worker_faults import Stage, send, stage
 from tests.support.chaos import twice, watch_for_twice
 from tests.support.gate import held
 from tests.support.programs import QSIT, family, kill, make_photos, run, started, until
-
-__all__ = ["stage"]
+from tests.support.stage import Stage, send
 
 ANSWERS = select(func.count()).select_from(AnswerRow)
 SCORES = select(func.count(), func.max(ScoreRow.scored_at)).select_from(ScoreRow)

@@ -118,6 +118,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not below, f"in circles, or above one: {below}"
 
 
+def test_test_files_share_through_support_alone() -> None:
+    files = [path for path in (ROOT / "tests").rglob("*.py") if "support" not in path.parts]
+    wrong = {(path.name, name) for path in files for name in imported(path) if re.search(r"^tests\..*\btest_", name)}
+
+    assert wrong == set()
+
+
 def test_the_packages_are_the_folders() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {module for module, path in modules().items() if path.name == "__init__.py"}
