@@ -24,7 +24,7 @@ class Status:
     progress: Progress
     reasons: dict[Reason, int]
     pace: float | None  # scores per second over the last minutes
-    workers: list[WorkerInfo]  # every live worker, whatever its model
+    workers: list[WorkerInfo]  # every live worker, with any model
     silences: list[Silence]
 
     @property

@@ -23,7 +23,7 @@ def configuration() -> dict[str, Any]:
             "ack_emulation": False,  # the ledger knows what is open, and a full Redis could not store the notes
             "socket_connect_timeout": 10,
             "socket_timeout": 10,  # far longer than an answer takes; without it, a Redis that hangs hangs the worker
-            "health_check_interval": 10,  # a poll takes 1 s; one that is overdue by this much is given up
+            "health_check_interval": 10,  # a poll takes 1 s; Celery gives up on one that is overdue by this much
         },
         "result_backend": None,
         "task_ignore_result": True,

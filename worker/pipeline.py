@@ -182,7 +182,7 @@ class Pipeline:
                 settled.append(Failed(image_id, error.reason, str(error)))
             except QsitError as fault:  # the other items can still be scored
                 self._fault = self._fault or (fault if isinstance(fault, WorkerFault) else WorkerFault(str(fault)))
-            except Exception as error:  # noqa: BLE001 -- this photo causes it, whatever it is
+            except Exception as error:  # noqa: BLE001 -- this photo caused it
                 settled.append(Failed(image_id, Reason.MODEL_ERROR, f"preparing it failed: {one_line(error)}"))
             else:
                 if isinstance(photo, AlreadyScored):

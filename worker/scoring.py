@@ -71,7 +71,7 @@ class BatchScorer:
             return self._run_model(batch, images, claim)
         except MemoryError as error:
             reason, message = Reason.OUT_OF_MEMORY, one_line(error)
-        except Exception as error:  # noqa: BLE001 -- one of these photos causes it, whatever it is
+        except Exception as error:  # noqa: BLE001 -- one of these photos caused it
             reason, message = Reason.MODEL_ERROR, one_line(error)
         # outside of `except`: the error, and with it the frames that hold the batch's memory, is gone
         if len(batch) == 1:

@@ -14,7 +14,7 @@ PHOTO_ENDINGS = frozenset(
         *(".jp2", ".j2k", ".avif", ".heic", ".heif"),
     )
 )
-"""The endings of photos in a folder. A file that the user names is taken whatever its ending."""
+"""The endings of photos in a folder. qsit takes a file that the user names with any ending."""
 
 EXCLUDED = (".*", "@eaDir", "#recycle", "*.lrdata", "Thumbs.db", "System Volume Information", "$RECYCLE.BIN")
 """Files and folders that NAS boxes, operating systems and photo programs leave behind."""

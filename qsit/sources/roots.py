@@ -30,8 +30,8 @@ def collect_roots(entries: Iterable[str]) -> set[str]:
 
 def widen(folder: str) -> str:
     """
-    Return the mount point of a folder, or its first two parts where that is `/`. So a root never crosses a mount, and a
-    worker finds out by each root whether its mount is there.
+    Return the mount point of a folder, or its first two parts where that is `/`. So no root crosses a mount, and a
+    worker sees at each root whether its mount is missing.
     """
     mount = folder
     while not os.path.ismount(mount):
